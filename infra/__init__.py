@@ -1,0 +1,1 @@
+"""Where it runs: settings, object store, tracking, compute and the local stack."""

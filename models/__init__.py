@@ -1,0 +1,1 @@
+"""What is learnt: tensors in, tensors out."""

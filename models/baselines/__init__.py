@@ -1,0 +1,1 @@
+"""Forecasts that need no training: the bar every model has to clear."""

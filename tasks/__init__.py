@@ -1,0 +1,1 @@
+"""What is done: plain functions on frames, archives, samples, forecasts, products and scores."""
