@@ -57,9 +57,7 @@ def _anchor_file(domain: Domain, settings: Settings) -> Path:
     return settings.root / "clocks" / f"{domain.name}.json"
 
 
-def start_replay(
-    domain: Domain, settings: Settings, start: datetime, end: datetime | None, speed: float
-) -> Clock:
+def start_replay(domain: Domain, settings: Settings, start: datetime, end: datetime | None, speed: float) -> Clock:
     """Anchor a replay of `domain` at wall time now; later calls of `read_clock` follow it."""
     clock = Clock(start, datetime.now(UTC), speed, end, domain.clock.latency)
     path = _anchor_file(domain, settings)
@@ -88,7 +86,9 @@ def read_clock(domain: Domain, settings: Settings) -> Clock:
     path = _anchor_file(domain, settings)
     if path.exists():
         raw = json.loads(path.read_text())
-        moments = {k: datetime.fromisoformat(raw[k]) if raw[k] else None for k in ("replay_from", "started_at", "replay_to")}
+        moments = {
+            k: datetime.fromisoformat(raw[k]) if raw[k] else None for k in ("replay_from", "started_at", "replay_to")
+        }
         return Clock(speed=raw["speed"], latency=domain.clock.latency, **moments)
     if domain.clock.replay_from is not None:
         return start_replay(domain, settings, domain.clock.replay_from, domain.clock.replay_to, domain.clock.speed)

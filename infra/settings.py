@@ -110,8 +110,18 @@ class VerificationSettings(_Frozen):
     window: int = Field(default=12, ge=1)
 
 
+class TrainingSettings(_Frozen):
+    """What `train` does when it is not told otherwise (a retraining started by an event, say)."""
+
+    preset: str = "earthformer/small-64"
+    budget: Duration = timedelta(minutes=20)
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    loss: str = "balanced"
+
+
 class Domain(_Frozen):
-    """One forecast domain: feed, region, archive, context, forecast, product, verification."""
+    """One forecast domain: feed, region, archive, context, forecast, product, verification, training."""
 
     name: str
     title: str = ""
@@ -123,6 +133,7 @@ class Domain(_Frozen):
     forecast: ForecastSettings = ForecastSettings()
     product: ProductSettings
     verification: VerificationSettings = VerificationSettings()
+    training: TrainingSettings = TrainingSettings()
 
 
 class Settings(BaseSettings):

@@ -13,7 +13,13 @@ PAST = datetime(2016, 9, 28, 14, 45, tzinfo=UTC)
 
 def domain(clock: ClockSettings | None = None) -> Domain:
     feed = FeedSettings(kind="fmi", url="x", cadence="5min", tolerance="90s")
-    return Domain(name="here", feed=feed, archive=ArchiveSettings(url="x"), product=ProductSettings(url="x"), clock=clock or ClockSettings())
+    return Domain(
+        name="here",
+        feed=feed,
+        archive=ArchiveSettings(url="x"),
+        product=ProductSettings(url="x"),
+        clock=clock or ClockSettings(),
+    )
 
 
 def test_without_a_replay_the_clock_shows_now(tmp_path: Path) -> None:

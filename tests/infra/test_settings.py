@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
 from infra.settings import Settings, domain_files, load_domain, parse_duration
 
 MINIMAL = """
