@@ -13,6 +13,9 @@ import numpy.typing as npt
 import pyproj
 import xarray as xr
 
+from tasks.feeds import FrameRejected
+from tasks.grid import grid_coordinates
+
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
@@ -117,24 +120,16 @@ def clip(values: Float32, ceiling: float) -> tuple[Float32, int]:
 @lru_cache(maxsize=32)
 def _grid(srs: str, x: bytes, y: bytes) -> xr.Coordinates:
     crs = pyproj.CRS.from_user_input(srs)
-    x_attrs, y_attrs = axis_attrs(crs)
-    return xr.Coordinates(
-        {
-            "y": xr.Variable("y", np.frombuffer(y, np.float64), y_attrs),
-            "x": xr.Variable("x", np.frombuffer(x, np.float64), x_attrs),
-            "spatial_ref": xr.Variable((), np.int64(0), crs.to_cf()),
-        }
-    )
+    return xr.Coordinates(grid_coordinates(crs, np.frombuffer(x, np.float64), np.frombuffer(y, np.float64)))
 
 
-def axis_attrs(crs: pyproj.CRS) -> tuple[dict[str, str], dict[str, str]]:
-    """CF attributes of x and y in `crs`: projection coordinates in metres, or longitude and latitude."""
-    if crs.is_geographic:
-        return (
-            {"standard_name": "longitude", "long_name": "Longitude", "units": "degrees_east", "axis": "X"},
-            {"standard_name": "latitude", "long_name": "Latitude", "units": "degrees_north", "axis": "Y"},
+def check_time(found: datetime, expected: datetime | None, tolerance: timedelta, key: str) -> None:
+    """Hold the time inside the bytes against the key's; `expected` is None where the key tells none.
+
+    Raises:
+        FrameRejected: corrupt, they differ by more than `tolerance`.
+    """
+    if expected is not None and abs(found - expected) > tolerance:
+        raise FrameRejected(
+            "corrupt", f"{key} says {expected:%Y-%m-%dT%H:%M:%SZ}, its bytes {found:%Y-%m-%dT%H:%M:%SZ}"
         )
-    return (
-        {"standard_name": "projection_x_coordinate", "long_name": "x", "units": "m", "axis": "X"},
-        {"standard_name": "projection_y_coordinate", "long_name": "y", "units": "m", "axis": "Y"},
-    )
