@@ -10,7 +10,7 @@ import tomllib
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -155,6 +155,8 @@ class Settings(BaseSettings):
     dask_address: str | None = None
     device: str = "auto"
     threads: int = 2
+    stack_database: Literal["sqlite", "postgres"] = "sqlite"
+    stack_ports: dict[str, int] = Field(default_factory=dict)
 
     @cached_property
     def root(self) -> Path:
