@@ -102,12 +102,15 @@ def build_frame(
     if no_echo is not None:
         attrs["no_echo"] = float(no_echo)
     grid = _grid(crs.srs, x.tobytes(), y.tobytes())
+    moment = np.datetime64(time.astimezone(UTC).replace(tzinfo=None), "ns")
     scalars = {
-        "time": ((), np.datetime64(time.astimezone(UTC).replace(tzinfo=None), "ns"), {"standard_name": "time"}),
-        "lead_time": ((), np.timedelta64(lead, "ns"), {"standard_name": "forecast_period"}),
-        "member": ((), np.int64(member), {"standard_name": "realization"}),
+        "time": xr.Variable((), moment, {"standard_name": "time"}),
+        "lead_time": xr.Variable((), np.timedelta64(lead, "ns"), {"standard_name": "forecast_period"}),
+        "member": xr.Variable((), np.int64(member), {"standard_name": "realization"}),
     }
-    return xr.DataArray(values, dims=("y", "x"), coords=grid.assign(scalars), name=quantity, attrs=attrs)
+    # The grid's own indexes, built once: aligning them anew would cost more than decoding a small frame.
+    coords = xr.Coordinates({**grid.variables, **scalars}, indexes=grid.xindexes)
+    return xr.DataArray(values, dims=("y", "x"), coords=coords, name=quantity, attrs=attrs)
 
 
 def clip(values: Float32, ceiling: float) -> tuple[Float32, int]:
