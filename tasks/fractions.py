@@ -20,7 +20,7 @@ from tasks.scores import Field, Sums, ascending, ratio
 
 @dataclass(frozen=True)
 class Fractions:
-    """Sums of the fractions Brier score and its worst case in squared cells per window: whole numbers, exact in float64.
+    """Sums of the fractions Brier score and its worst case in squared cells: whole numbers, exact in float64.
 
     Attributes:
         error: Sum over cells of (forecast - observed events in the window) squared, (lead, neighbourhood, threshold).
