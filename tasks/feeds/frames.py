@@ -18,6 +18,7 @@ from tasks.grid import grid_coordinates
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+Frames = list[xr.DataArray]
 
 _ZERO = timedelta(0)
 

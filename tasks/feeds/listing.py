@@ -10,6 +10,8 @@ from typing import Any
 from infra.objects import open_filesystem
 from tasks.feeds import FeedSource, FrameObject, FrameRejected
 
+Objects = list[FrameObject]
+
 
 @dataclass(frozen=True)
 class StoredObject:
