@@ -64,7 +64,7 @@ class Cluster:
 
 
 def account() -> str | None:
-    """Account the server runs as: None is the caller's; PostgreSQL refuses root, so root borrows `postgres` or `nobody`."""
+    """Account the server runs as: None is the caller's. PostgreSQL refuses root: root borrows `postgres` or `nobody`."""
     if os.geteuid() != 0:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}
@@ -96,13 +96,13 @@ def _closed_to(user: str | None, place: Path) -> str | None:
 
 def _search_path() -> str:
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, versions)])
+    return os.pathsep.join([*map(str, versions), os.environ.get("PATH", os.defpath)])
 
 
 def _binary(name: str) -> str:
     found = shutil.which(name, path=_search_path())
     if found is None:
         raise FileNotFoundError(
-            f"expected a PostgreSQL installation with {name}; none on PATH or in /usr/lib/postgresql"
+            f"expected a PostgreSQL installation with {name}; none in /usr/lib/postgresql or on PATH"
         )
-    return str(Path(found).resolve())
+    return found

@@ -99,7 +99,7 @@ def up(
 
 
 def down(settings: Settings) -> bool:
-    """Stop everything `up` started, in order (worker, flows, MLflow, Prefect, object store); whether there was anything.
+    """Stop everything `up` started (worker, flows, MLflow, Prefect, object store); whether there was anything.
 
     Raises:
         StackError: something survived SIGKILL.
