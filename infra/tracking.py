@@ -1,0 +1,382 @@
+"""MLflow behind one door: runs with parameters, metrics and figures, and the registry of models with their aliases.
+
+A registered version holds config.json + model.safetensors behind a pyfunc model from code. `champion` is what nowcasts
+use, `challenger` what waits for a verdict, `previous` what a rollback returns to; every change of an alias is recorded
+as an event on the registered model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+EVENT_TAG, EVENT_TIME = "squall.event.", "%Y-%m-%dT%H.%M.%S.%f%z"  # MLflow allows no + in a tag's name
+
+
+class ModelMissing(LookupError):
+    """The registry has no such model, version or alias."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a registered model.
+
+    Attributes:
+        name: Registered name, `<domain>-<model>`.
+        version: Number, as MLflow counts.
+        run_id: Training run it came from; None for an import.
+        aliases: champion, challenger, previous, or none.
+        tags: Tags of the version.
+        created_at: When it was registered (aware, UTC).
+    """
+
+    name: str
+    version: int
+    run_id: str | None
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class RegistryEvent:
+    """One change of who is champion.
+
+    Attributes:
+        at: When (aware, UTC).
+        event: promoted, rolled-back or refused.
+        version: The version concerned.
+        replaced: Champion before; None if there was none.
+        reason: In words.
+    """
+
+    at: datetime
+    event: str
+    version: int
+    replaced: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class TensorSignature:
+    """Shapes (−1 = any) of a model's float32 input and output, batch first."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class RunLog:
+    """One open MLflow run."""
+
+    def __init__(self, client: Any, run_id: str, experiment_id: str) -> None:
+        self._client, self.run_id, self.experiment_id = client, run_id, experiment_id
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Log parameters once; repeating equal values is harmless."""
+        for key, value in values.items():
+            self._client.log_param(self.run_id, key, value)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        for key, value in values.items():
+            self._client.set_tag(self.run_id, key, value)
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics at a step; a NaN (no evidence) is left out rather than drawn as a number."""
+        from mlflow.entities import Metric
+
+        now = int(datetime.now(UTC).timestamp() * 1000)
+        found = [Metric(key, float(value), now, step) for key, value in values.items() if value == value]
+        for at in range(0, len(found), 500):
+            self._client.log_batch(self.run_id, metrics=found[at : at + 500])
+
+    def figure(self, figure: Figure, path: str) -> None:
+        """Store a matplotlib figure under the run's artifacts."""
+        self._client.log_figure(self.run_id, figure, path)
+
+    def table(self, content: Mapping[str, object], path: str) -> None:
+        """Store a JSON document under the run's artifacts."""
+        self._client.log_dict(self.run_id, dict(content), path)
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        """Store a file under the run's artifacts."""
+        self._client.log_artifact(self.run_id, str(path), folder)
+
+
+class Tracking:
+    """An MLflow tracking server and registry, or a SQLite file with artifacts beside it."""
+
+    def __init__(self, uri: str) -> None:
+        """Connect to `uri`: http(s)://... or sqlite:///absolute/path.db."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self.uri = uri
+        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        if found := self._client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name, artifact_location=self._artifacts()))
+        except MlflowException:  # another process was first
+            if (found := self._client.get_experiment_by_name(name)) is None:
+                raise
+            return str(found.experiment_id)
+
+    def _artifacts(self) -> str | None:
+        if not self.uri.startswith("sqlite:///"):
+            return None  # the server decides
+        return str(Path(self.uri.removeprefix("sqlite:///")).resolve().parent / "mlflow-artifacts")
+
+    @contextmanager
+    def run(self, experiment: str, name: str, run_id: str | None = None) -> Iterator[RunLog]:
+        """A run of `experiment`, new or (by id) continued; FAILED when the block raises, FINISHED otherwise."""
+        experiment_id = self._experiment(experiment)
+        if run_id is None:
+            run_id = self._client.create_run(experiment_id, run_name=name).info.run_id
+        else:
+            self._client.update_run(run_id, status="RUNNING")
+        try:
+            yield RunLog(self._client, run_id, experiment_id)
+        except BaseException:
+            self._client.set_terminated(run_id, "FAILED")
+            raise
+        self._client.set_terminated(run_id, "FINISHED")
+
+    def run_link(self, log: RunLog) -> str:
+        """Address of a run's page in the MLflow UI; the store's address where there is no server."""
+        if not self.uri.startswith("http"):
+            return self.uri
+        return f"{self.uri}/#/experiments/{log.experiment_id}/runs/{log.run_id}"
+
+    def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        run_id: str,
+        signature: TensorSignature,
+        tags: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
+        """Register the checkpoint folder (config.json + model.safetensors) as a new version of `name`.
+
+        Args:
+            name: `<domain>-<model>`.
+            folder: Checkpoint.
+            run_id: Run the version belongs to.
+            signature: Shapes of input and output.
+            tags: Tags of the version.
+        """
+        mlflow = _pyfunc()
+        from mlflow.models import ModelSignature
+        from mlflow.types import ParamSchema, ParamSpec, Schema
+
+        declared = ModelSignature(
+            inputs=Schema([_tensor_spec(signature.inputs)]),
+            outputs=Schema([_tensor_spec(signature.outputs)]),
+            params=ParamSchema([ParamSpec("members", "long", 1), ParamSpec("seed", "long", 0)]),
+        )
+        with self._fluent(), _known_warnings(), mlflow.start_run(run_id=run_id):
+            logged = mlflow.pyfunc.log_model(
+                name=name,
+                python_model=str(Path(__file__).with_name("served_forecaster.py")),
+                artifacts={"checkpoint": str(folder)},
+                signature=declared,
+                pip_requirements=["torch", "numpy", "safetensors", "pydantic"],
+            )
+            self._require_model(name)
+            created = self._client.create_model_version(
+                name, source=logged.model_uri, run_id=run_id, tags=dict(tags or {}), model_id=logged.model_id
+            )
+        return self.version(name, created.version)
+
+    def _require_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    @contextmanager
+    def _fluent(self) -> Iterator[None]:
+        # log_model has no client form: it reads the process-wide address.
+        import mlflow
+
+        before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before[0])
+            mlflow.set_registry_uri(before[1])
+
+    def version(self, name: str, which: str | int) -> ModelVersion:
+        """The version of `name` with the alias or number `which`.
+
+        Raises:
+            ModelMissing: no such model, alias or version.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            number = int(which) if str(which).isdigit() else self._alias(name, str(which))
+            found = self._client.get_model_version(name, str(number))
+        except MlflowException as error:
+            raise ModelMissing(f"expected a registered model {name}@{which} at {self.uri}; found none") from error
+        return self._describe(found)
+
+    def _alias(self, name: str, alias: str) -> int:
+        return int(self._client.get_model_version_by_alias(name, alias).version)
+
+    def _describe(self, found: Any) -> ModelVersion:
+        aliases = self._client.get_registered_model(found.name).aliases  # a searched version does not list its own
+        mine = tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(found.version)))
+        created = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
+        return ModelVersion(found.name, int(found.version), found.run_id or None, mine, dict(found.tags), created)
+
+    def find(self, name: str, which: str | int) -> ModelVersion | None:
+        """As `version`, None where there is none."""
+        try:
+            return self.version(name, which)
+        except ModelMissing:
+            return None
+
+    def models(self) -> list[str]:
+        """Names of all registered models."""
+        return sorted(model.name for model in self._client.search_registered_models(max_results=1000))
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """All versions of a model, oldest first."""
+        found = self._client.search_model_versions(f"name='{name}'", max_results=1000)
+        return sorted((self._describe(version) for version in found), key=lambda version: version.version)
+
+    def download(self, name: str, which: str | int, into: Path) -> Path:
+        """Fetch a version's checkpoint; the folder, under `into`, holds config.json and model.safetensors.
+
+        Raises:
+            ModelMissing: no such model, alias or version.
+        """
+        mlflow = _pyfunc()
+        version = self.version(name, which)
+        folder = into / name / str(version.version)
+        if not (folder / "model.safetensors").exists():
+            with self._fluent():
+                uri = f"models:/{name}/{version.version}"
+                fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=self.uri))
+                (found,) = fetched.glob("artifacts/*/model.safetensors")
+            _copy_atomically(found.parent, folder)
+        return folder
+
+    def challenge(self, name: str, version: int) -> None:
+        """Give `version` the alias challenger."""
+        self._client.set_registered_model_alias(name, CHALLENGER, str(version))
+
+    def promote(self, name: str, version: int, reason: str) -> None:
+        """Make `version` champion and the champion before it `previous`; repeating it changes nothing.
+
+        Raises:
+            ModelMissing: no such version.
+        """
+        self._crown(name, self.version(name, version), "promoted", reason)
+
+    def refuse(self, name: str, version: int, reason: str) -> None:
+        """Record that `version` was not promoted, and why; it stays registered without an alias."""
+        self._drop_challenger(name, version)
+        champion = self.find(name, CHAMPION)
+        self._record(name, "refused", version, champion.version if champion else None, reason)
+
+    def rollback(self, name: str, reason: str) -> ModelVersion:
+        """Return to the previous champion.
+
+        Raises:
+            ModelMissing: there is no previous champion.
+        """
+        target = self.version(name, PREVIOUS)
+        self._crown(name, target, "rolled-back", reason)
+        return self.version(name, CHAMPION)
+
+    def _crown(self, name: str, target: ModelVersion, event: str, reason: str) -> None:
+        champion = self.find(name, CHAMPION)
+        if champion is not None and champion.version == target.version:
+            return
+        if champion is not None:
+            self._client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
+        self._client.set_registered_model_alias(name, CHAMPION, str(target.version))
+        self._drop_challenger(name, target.version)
+        self._record(name, event, target.version, champion.version if champion else None, reason)
+
+    def _drop_challenger(self, name: str, version: int) -> None:
+        challenger = self.find(name, CHALLENGER)
+        if challenger is not None and challenger.version == version:
+            self._client.delete_registered_model_alias(name, CHALLENGER)
+
+    def _record(self, name: str, event: str, version: int, replaced: int | None, reason: str) -> None:
+        at = datetime.now(UTC).strftime(EVENT_TIME).replace("+0000", "Z")
+        content = {"event": event, "version": version, "replaced": replaced, "reason": reason}
+        self._client.set_registered_model_tag(name, f"{EVENT_TAG}{at}", json.dumps(content))
+
+    def history(self, name: str) -> list[RegistryEvent]:
+        """Who became champion when and why, oldest first."""
+        tags = self._client.get_registered_model(name).tags
+        events = sorted((key.removeprefix(EVENT_TAG), text) for key, text in tags.items() if key.startswith(EVENT_TAG))
+        return [RegistryEvent(at=datetime.strptime(at, EVENT_TIME), **json.loads(text)) for at, text in events]
+
+
+@contextmanager
+def _known_warnings() -> Iterator[None]:
+    # MLflow warns about a type hint of its own on import, and about a missing example although a signature is given.
+    with warnings.catch_warnings():
+        for message in (".*Any type hint is inferred", ".*An input example was not provided"):
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        yield
+
+
+def _pyfunc() -> Any:
+    with _known_warnings():
+        import mlflow
+        import mlflow.pyfunc
+    return mlflow
+
+
+def _tensor_spec(shape: tuple[int, ...]) -> Any:
+    import numpy as np
+    from mlflow.types import TensorSpec
+
+    return TensorSpec(np.dtype(np.float32), shape)
+
+
+def _copy_atomically(source: Path, target: Path) -> None:
+    import shutil
+    from uuid import uuid4
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{uuid4().hex[:8]}.part")
+    shutil.copytree(source, partial)
+    try:
+        partial.rename(target)
+    except OSError:  # another process fetched the same version
+        shutil.rmtree(partial)
+        if not target.exists():
+            raise
