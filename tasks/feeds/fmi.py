@@ -20,7 +20,7 @@ import pyproj
 from tasks.feeds import FeedSource, FrameRejected, Packing
 from tasks.feeds.bounded import gunzip
 from tasks.feeds.file_feed import FileFeed, packing_of
-from tasks.feeds.frames import Float32, Float64, Frames, build_frame, check_time
+from tasks.feeds.frames import Float32, Float64, Frames, build_frame, ceiling_of, check_time
 from tasks.units import dbz_to_rain
 
 _KEY = re.compile(r"(\d{12})_fmi\.radar\.composite\.lowest_FIN_SUOMI1\.pgm\.gz$")
@@ -160,6 +160,7 @@ def _frames_of(source: FeedSource, data: bytes, key: str) -> Frames:
         crs=grid.crs,
         x=grid.x,
         y=grid.y,
+        ceiling=ceiling_of(source.quantity, packing_of(source, _PACKINGS)),
         no_echo=_NO_ECHO if source.quantity == "equivalent_reflectivity_factor" else None,
         quality={
             "product": header.fields.get("productname", ""),

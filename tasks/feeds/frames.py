@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import pyproj
 import xarray as xr
 
-from tasks.feeds import FrameRejected
+from tasks.feeds import FrameRejected, Packing
 from tasks.grid import grid_coordinates
 
 Float32 = npt.NDArray[np.float32]
@@ -112,6 +113,12 @@ def build_frame(
     # The grid's own indexes, built once: aligning them anew would cost more than decoding a small frame.
     coords = xr.Coordinates({**grid.variables, **scalars}, indexes=grid.xindexes)
     return xr.DataArray(values, dims=("y", "x"), coords=coords, name=quantity, attrs=attrs)
+
+
+def ceiling_of(quantity: str, packing: Packing) -> float:
+    """The quantity's physical ceiling, lowered to the nearest value that the packing stores exactly."""
+    steps = math.floor((QUANTITIES[quantity].ceiling - packing.add_offset) / packing.scale_factor)
+    return steps * packing.scale_factor + packing.add_offset
 
 
 def clip(values: Float32, ceiling: float) -> tuple[Float32, int]:
