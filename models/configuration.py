@@ -1,0 +1,86 @@
+"""What a trained forecaster is: the configuration beside its weights, and the network it describes."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from models.earthformer.auxiliary import AuxiliaryEarthformer
+from models.earthformer.config import EarthformerConfig
+from models.earthformer.network import Earthformer
+from models.transform import Transform
+
+CONFIG_VERSION = 1
+Anchor = Literal["none", "persistence"]
+# Typed by family: further families join as a union discriminated by `family`.
+Architecture = EarthformerConfig
+
+
+class ForecasterConfig(BaseModel):
+    """Everything needed to rebuild a trained forecaster, beside its weights.
+
+    `anchor` "persistence" is our addition to the paper: the network gives a residual to the last frame in network space, so that
+    training starts at the skill of persistence.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = CONFIG_VERSION
+    family: Literal["earthformer"] = "earthformer"
+    preset: str
+    architecture: Architecture
+    t_in: int = Field(ge=1)
+    t_out: int = Field(ge=1)
+    cadence_s: int = Field(default=300, ge=1)
+    cell_size_m: float = Field(default=1000.0, gt=0)
+    quantity: str = "rainfall_rate"
+    transform: Transform = Transform()
+    anchor: Anchor = "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.version != CONFIG_VERSION:
+            raise ValueError(f"expected config version {CONFIG_VERSION}; got {self.version}: a newer Squall wrote it")
+        frames = self.architecture.input_shape[0], self.architecture.target_shape[0]
+        if (self.t_in, self.t_out) != frames:
+            raise ValueError(f"expected t_in, t_out as the architecture's {frames}; got {(self.t_in, self.t_out)}")
+        if self.transform.quantity != self.quantity:
+            raise ValueError(f"expected a transform of {self.quantity}; got one of {self.transform.quantity}")
+        if self.anchor == "persistence" and self.architecture.input_shape[-1] != self.architecture.target_shape[-1]:
+            raise ValueError("anchor persistence needs as many channels out as in")
+        return self
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """(H, W) of the grid the network was built for."""
+        return self.architecture.input_shape[1], self.architecture.input_shape[2]
+
+
+class PersistenceResidual(nn.Module):
+    """forecast = last frame + network(context); begins exactly at persistence."""
+
+    def __init__(self, network: Earthformer) -> None:
+        super().__init__()
+        self.network = network
+        nn.init.zeros_(network.dec_final_proj.weight)
+        nn.init.zeros_(network.dec_final_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T_in, H, W, C), network space, 0 where not observed → (B, T_out, H, W, C)."""
+        out: Tensor = x[:, -1:] + self.network(x)
+        return out
+
+
+def build_network(config: ForecasterConfig | Architecture) -> nn.Module:
+    """The network of `config` with fresh weights: (B, T_in, H, W, C) → (B, T_out, H, W, C), both in network space.
+
+    From a ForecasterConfig the anchor is part of the network; from an architecture alone there is none.
+    """
+    architecture = config.architecture if isinstance(config, ForecasterConfig) else config
+    if architecture.auxiliary_channels is not None:
+        return AuxiliaryEarthformer(architecture)
+    network = Earthformer(architecture)
+    anchored = isinstance(config, ForecasterConfig) and config.anchor == "persistence"
+    return PersistenceResidual(network) if anchored else network

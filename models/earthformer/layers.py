@@ -1,0 +1,187 @@
+"""Building blocks of Earthformer without attention: norms, feed-forward, patch merging, upsampling, position embeddings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.earthformer.cuboids import Padding, Triple, pad_volume
+
+Norm = Literal["layer_norm", "rms_norm"]
+Activation = Literal[
+    "leaky", "gelu", "relu", "elu", "sigmoid", "tanh", "softrelu", "softplus", "softsign", "identity"
+]  # fmt: skip
+PositionEmbeddingKind = Literal["t+h+w", "t+hw"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "softrelu": nn.Softplus,
+    "softplus": nn.Softplus,
+    "softsign": nn.Softsign,
+    "identity": nn.Identity,
+}
+
+
+def build_activation(name: Activation) -> nn.Module:
+    """The activation called `name`; "leaky" has the published slope 0.1."""
+    return nn.LeakyReLU(0.1) if name == "leaky" else _ACTIVATIONS[name]()
+
+
+class RMSNorm(nn.Module):
+    """x / (rms(x) + eps) * scale over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, units: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.ones(units))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rms = x.norm(dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+        return x / (rms + self.eps) * self.scale
+
+
+def build_norm(kind: Norm, units: int) -> nn.Module:
+    """Normalisation over the last axis, eps 1e-5."""
+    return RMSNorm(units) if kind == "rms_norm" else nn.LayerNorm(units, eps=1e-5)
+
+
+class FrameGroupNorm(nn.GroupNorm):
+    """GroupNorm over frames (N, C, H, W).
+
+    The input is made contiguous: the backward pass of torch 2.13.0 on CPU segfaults on a channels-last input without grad.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.contiguous())
+
+
+class PositionwiseFFN(nn.Module):
+    """x + W2 act(W1 norm(x)), optionally gated; with `pre_norm` false norm(x + W2 act(W1 x))."""
+
+    def __init__(
+        self,
+        units: int,
+        hidden_size: int,
+        *,
+        activation: Activation = "gelu",
+        gated_proj: bool = False,
+        normalization: Norm = "layer_norm",
+        pre_norm: bool = True,
+        dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.ffn_1 = nn.Linear(units, hidden_size)
+        self.ffn_1_gate = nn.Linear(units, hidden_size) if gated_proj else None
+        self.ffn_2 = nn.Linear(hidden_size, units)
+        self.layer_norm = build_norm(normalization, units)
+        self.activation = build_activation(activation)
+        self.dropout = nn.Dropout(dropout)
+        self.activation_dropout = nn.Dropout(activation_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.layer_norm(x) if self.pre_norm else x
+        if self.ffn_1_gate is None:
+            hidden = self.activation(self.ffn_1(inner))
+        else:
+            hidden = self.activation(self.ffn_1_gate(inner)) * self.ffn_1(inner)
+        y: Tensor = x + self.dropout(self.ffn_2(self.activation_dropout(hidden)))
+        return y if self.pre_norm else self.layer_norm(y)
+
+
+class PatchMerging3D(nn.Module):
+    """(B, T, H, W, C) → (B, T/a, H/b, W/c, out_dim): blocks of a·b·c cells become one, normalised and projected.
+
+    The merged channel index is ((i_t·b + i_h)·c + i_w)·C + channel.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int | None = None,
+        downsample: Triple = (1, 2, 2),
+        *,
+        norm_layer: Norm = "layer_norm",
+        padding_type: Padding = "nearest",
+    ) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.padding_type: Padding = padding_type
+        merged = downsample[0] * downsample[1] * downsample[2] * dim
+        self.reduction = nn.Linear(merged, out_dim or max(downsample) * dim, bias=False)
+        self.norm = build_norm(norm_layer, merged)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.downsample
+        size = x.shape[1:4]
+        x = pad_volume(x, (-size[0] % a, -size[1] % b, -size[2] % c), self.padding_type)
+        batch, t, h, w, dim = x.shape
+        x = x.reshape(batch, t // a, a, h // b, b, w // c, c, dim).permute(0, 1, 3, 5, 2, 4, 6, 7)
+        merged: Tensor = self.reduction(self.norm(x.reshape(batch, t // a, h // b, w // c, a * b * c * dim)))
+        return merged
+
+
+def merged_size(size: Triple, downsample: Triple) -> Triple:
+    """(T, H, W) after patch merging, padding included."""
+    t, h, w = (-(-n // s) for n, s in zip(size, downsample, strict=True))
+    return t, h, w
+
+
+class Upsample3DLayer(nn.Module):
+    """(B, T, h, w, C) → (B, T, H, W, out_dim): nearest interpolation of each frame, then a convolution."""
+
+    def __init__(self, dim: int, out_dim: int, target_size: Triple, *, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.target_size = target_size
+        self.conv = nn.Conv2d(dim, out_dim, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, height, width = self.target_size
+        frames = F.interpolate(to_frames(x), size=(height, width), mode="nearest")
+        return from_frames(self.conv(frames), x.shape[0])
+
+
+def to_frames(x: Tensor) -> Tensor:
+    """(B, T, H, W, C) → (B·T, C, H, W), channels last in memory."""
+    return x.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def from_frames(frames: Tensor, batch: int) -> Tensor:
+    """(B·T, C, H, W) → (B, T, H, W, C)."""
+    return frames.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
+
+
+class PosEmbed(nn.Module):
+    """x + a learned table per axis: T, H and W ("t+h+w"), or T and the plane ("t+hw", row h·maxW + w)."""
+
+    def __init__(self, embed_dim: int, maxT: int, maxH: int, maxW: int, typ: PositionEmbeddingKind = "t+h+w") -> None:
+        super().__init__()
+        self.typ: PositionEmbeddingKind = typ
+        self.maxW = maxW
+        self.T_embed = nn.Embedding(maxT, embed_dim)
+        if typ == "t+h+w":
+            self.H_embed = nn.Embedding(maxH, embed_dim)
+            self.W_embed = nn.Embedding(maxW, embed_dim)
+        else:
+            self.HW_embed = nn.Embedding(maxH * maxW, embed_dim)
+
+    def table(self, size: Triple) -> Tensor:
+        """The embedding of a volume of `size`, (T, H, W, C)."""
+        t, h, w = size
+        time = self.T_embed.weight[:t, None, None, :]
+        if self.typ == "t+h+w":
+            return time + self.H_embed.weight[:h, None, :] + self.W_embed.weight[:w, :]
+        plane = self.HW_embed.weight.view(-1, self.maxW, self.HW_embed.weight.shape[-1])
+        return time + plane[:h, :w]
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, t, h, w, _ = x.shape
+        return x + self.table((t, h, w))

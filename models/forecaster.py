@@ -1,0 +1,163 @@
+"""The contract every forecaster keeps, and the trained network that keeps it: transform, gaps, tiles, back to physical units."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from models.configuration import Anchor, ForecasterConfig, build_network
+from models.tiling import run_tiled
+
+__all__ = [
+    "Anchor",
+    "CheckpointError",
+    "Fields",
+    "Forecaster",
+    "ForecasterConfig",
+    "NetworkForecaster",
+    "build_network",
+    "check_request",
+    "load_checkpoint",
+    "load_forecaster",
+    "save_checkpoint",
+]
+
+Fields = npt.NDArray[np.float32]
+
+
+@runtime_checkable
+class Forecaster(Protocol):
+    """Fields in, fields out, in physical units."""
+
+    @property
+    def family(self) -> str:
+        """What kind of model this is, for example "earthformer" or "persistence"."""
+        ...
+
+    @property
+    def t_in(self) -> int:
+        """Context frames it wants."""
+        ...
+
+    @property
+    def t_out(self) -> int:
+        """Lead times it can give."""
+        ...
+
+    def forecast(self, context: Fields, lead_times: int, *, members: int = 1, seed: int = 0) -> Fields:
+        """Forecast from the frames up to now.
+
+        Args:
+            context: (t_in, y, x) float32 in physical units (mm h-1, dBZ, kg m-2, ...); NaN = not observed.
+            lead_times: how many steps of the cadence, at most `t_out`.
+            members: ensemble size.
+            seed: of everything random.
+
+        Returns:
+            (member, lead_time, y, x) float32, physical units, rain ≥ 0; NaN only where not forecast.
+
+        Raises:
+            ValueError: a context of another shape, or more lead times than `t_out`.
+        """
+        ...
+
+
+class NetworkForecaster:
+    """A deterministic network on any grid.
+
+    A grid other than the trained one is cut into tiles that overlap by a quarter and blend; a smaller one is padded. A context
+    cell not observed takes its latest earlier value, else its next later one, else 0 in network space; the forecast is NaN where
+    the newest frame was not observed. All members are equal.
+    """
+
+    def __init__(
+        self, config: ForecasterConfig, network: nn.Module, *, device: str | torch.device = "cpu", batch: int = 16
+    ) -> None:
+        if config.architecture.input_shape[-1] != 1 or config.architecture.auxiliary_channels is not None:
+            raise ValueError("expected a network of one channel without auxiliary inputs")
+        self.config = config
+        self.device = torch.device(device)
+        self.network = network.to(self.device).eval()
+        self.batch = batch
+
+    @property
+    def family(self) -> str:
+        """Kind of network."""
+        return self.config.family
+
+    @property
+    def t_in(self) -> int:
+        """Context frames."""
+        return self.config.t_in
+
+    @property
+    def t_out(self) -> int:
+        """Lead times in one pass; no roll-out beyond."""
+        return self.config.t_out
+
+    def forecast(self, context: Fields, lead_times: int, *, members: int = 1, seed: int = 0) -> Fields:
+        """Forecast (member, lead_time, y, x) from context (t_in, y, x), both float32 in the config's quantity; see Forecaster.
+
+        Raises:
+            ValueError: a context of another shape, more lead times than `t_out`, or no members.
+        """
+        check_request(self, context, lead_times, members)
+        u = self.config.transform.forward(
+            torch.from_numpy(np.ascontiguousarray(context, dtype=np.float32)).to(self.device)
+        )
+        observed = ~torch.isnan(u[-1])
+        with torch.inference_mode():
+            out = run_tiled(
+                self.network,
+                fill_gaps(u),
+                self.config.patch,
+                frames_out=self.t_out,
+                overlap=min(self.config.patch) // 4,
+                batch=self.batch,
+                wanted=observed,
+            )[:lead_times]
+            physical = self.config.transform.inverse(out)
+            physical = torch.where(observed, physical, torch.nan)
+        field = physical.float().cpu().numpy()
+        return np.repeat(field[None], members, axis=0)
+
+
+def fill_gaps(u: Tensor) -> Tensor:
+    """u (T, y, x) without NaN: each gap takes the latest earlier value of its cell, else the next later one, else 0."""
+    for order in (range(1, u.shape[0]), range(u.shape[0] - 2, -1, -1)):
+        step = 1 if order.step > 0 else -1
+        frames = list(u.unbind(0))
+        for index in order:
+            frames[index] = torch.where(torch.isnan(frames[index]), frames[index - step], frames[index])
+        u = torch.stack(frames)
+    return torch.nan_to_num(u, nan=0.0)
+
+
+def check_request(forecaster: Forecaster, context: Fields, lead_times: int, members: int) -> None:
+    """What every forecaster refuses.
+
+    Raises:
+        ValueError: naming what was expected and what came.
+    """
+    if context.ndim != 3 or context.shape[0] != forecaster.t_in or 0 in context.shape:
+        raise ValueError(f"expected a context ({forecaster.t_in}, y, x); got {context.shape}")
+    if not 1 <= lead_times <= forecaster.t_out:
+        raise ValueError(f"expected 1 to {forecaster.t_out} lead times; got {lead_times}")
+    if members < 1:
+        raise ValueError(f"expected at least one member; got {members}")
+
+
+def load_forecaster(folder: str | Path, device: str = "cpu") -> NetworkForecaster:
+    """The forecaster whose checkpoint lies in `folder`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+    """
+    config, network = load_checkpoint(folder)
+    return NetworkForecaster(config, network, device=device)
