@@ -87,7 +87,7 @@ class PromotionVerdict:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON values; a bound that does not exist is null."""
-        plain: dict[str, Any] = _without_nan(asdict(self))
+        plain: dict[str, Any] = without_nan(asdict(self))
         return plain
 
 
@@ -178,9 +178,10 @@ def _praise(persistence: Interval | None, champion: Interval | None) -> str:
     return f"promoted: mean CSI beats persistence by {persistence}{against}"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Nested values with tuples as lists and a float that is not finite as None: what JSON can hold."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
