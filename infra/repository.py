@@ -1,0 +1,182 @@
+"""Icechunk repositories: where they live, the settings they are created with, and the one way to commit.
+
+Settings and the conflict rule are measured: split manifests and no preload keep a commit at a constant cost however
+full the axis is; a rebase may only land changes to other chunks (`UseOurs` silently reverts other writers' entries).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from urllib.parse import urlparse
+
+import icechunk as ic
+from filelock import FileLock
+
+from infra.objects import is_local, local_path
+
+ic.set_logs_filter("error")  # a local repository prints a warning to stdout at every open otherwise
+
+_TRIES = 20
+_LOCK_SECONDS = 600.0
+# Manifest splits in CHUNKS along time: 3.5 days of 5-minute frames, a week of day-chunked metadata.
+_FIELD_SPLIT, _SLOT_SPLIT = 1008, 7
+
+
+class RepositoryMissing(LookupError):
+    """There is no repository at the URL."""
+
+
+class SnapshotMissing(LookupError):
+    """The snapshot or tag does not exist, or has expired."""
+
+
+class CommitContended(RuntimeError):
+    """Other writers were first in every one of many tries."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What a unit of work left in its session.
+
+    Attributes:
+        message: One line for the history; None = nothing to commit.
+        metadata: Small JSON kept with the snapshot.
+    """
+
+    message: str | None
+    metadata: Mapping[str, object]
+
+
+def storage_of(url: str, storage: Mapping[str, object]) -> ic.Storage:
+    """The Icechunk storage of a path or `s3://bucket/prefix` with fsspec-style options.
+
+    Raises:
+        ValueError: another scheme.
+    """
+    if is_local(url):
+        return ic.local_filesystem_storage(str(local_path(url)))
+    parts = urlparse(url)
+    if parts.scheme != "s3":
+        raise ValueError(f"expected a path, file:// or s3:// URL of an archive; got {url}")
+    client = storage.get("client_kwargs")
+    region = client.get("region_name") if isinstance(client, Mapping) else None
+    endpoint = storage.get("endpoint_url")
+    anonymous = bool(storage.get("anon"))
+    return ic.s3_storage(
+        bucket=parts.netloc,
+        prefix=parts.path.strip("/"),
+        region=region or "us-east-1",
+        endpoint_url=endpoint,
+        allow_http=str(endpoint or "").startswith("http://"),
+        force_path_style=endpoint is not None,
+        access_key_id=storage.get("key"),
+        secret_access_key=storage.get("secret"),
+        session_token=storage.get("token"),
+        anonymous=anonymous or None,
+        from_env=True if storage.get("key") is None and not anonymous else None,
+    )
+
+
+def _settings(fields: tuple[str, ...]) -> ic.RepositoryConfig:
+    condition, dimension = ic.ManifestSplitCondition, ic.ManifestSplitDimCondition
+    splits = {condition.name_matches(f"^{name}$"): {dimension.DimensionName("time"): _FIELD_SPLIT} for name in fields}
+    splits[condition.AnyArray()] = {dimension.DimensionName("time"): _SLOT_SPLIT}
+    config = ic.RepositoryConfig.default()
+    config.manifest = ic.ManifestConfig(
+        splitting=ic.ManifestSplittingConfig.from_dict(splits),
+        preload=ic.ManifestPreloadConfig(max_total_refs=0, preload_if=ic.ManifestPreloadCondition.false()),
+    )
+    return config
+
+
+def open_repository(url: str, storage: Mapping[str, object]) -> ic.Repository:
+    """Open with the stored settings (another split at opening would re-lay every manifest).
+
+    Raises:
+        RepositoryMissing: nothing there.
+    """
+    place = storage_of(url, storage)
+    if (is_local(url) and not local_path(url).is_dir()) or not ic.Repository.exists(place):
+        raise RepositoryMissing(f"expected an archive at {url}; there is none")
+    return ic.Repository.open(place)
+
+
+def create_repository(url: str, storage: Mapping[str, object], fields: tuple[str, ...]) -> ic.Repository:
+    """Create with the measured settings, or open what another process has just created.
+
+    Args:
+        url: Where.
+        storage: fsspec-style options.
+        fields: Names of the (time, y, x) arrays, one chunk per slot.
+    """
+    place = storage_of(url, storage)
+    with writer_lock(url):
+        if ic.Repository.exists(place):
+            return ic.Repository.open(place)
+        try:
+            return ic.Repository.create(place, config=_settings(fields))
+        except ic.IcechunkError:
+            if ic.Repository.exists(place):  # another machine was first
+                return ic.Repository.open(place)
+            raise
+
+
+def writer_lock(url: str) -> AbstractContextManager[object]:
+    """A local path takes one writer at a time, across processes; S3 keeps writers apart by conditional writes."""
+    if not is_local(url):
+        return nullcontext()
+    path = local_path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f"{path.name}.lock"), timeout=_LOCK_SECONDS)
+
+
+def commit(repository: ic.Repository, url: str, work: Callable[[ic.Session], Staged]) -> str | None:
+    """Do `work` in a writable session of main and commit it; repeated from a fresh session while others are first.
+
+    Returns:
+        The snapshot's id; None where the work changed nothing.
+
+    Raises:
+        CommitContended: every try lost.
+    """
+    with writer_lock(url):
+        for attempt in range(_TRIES):
+            session = repository.writable_session("main")
+            base = session.snapshot_id
+            staged = work(session)
+            if staged.message is None or not session.has_uncommitted_changes:
+                return None
+            try:
+                snapshot: str = session.commit(
+                    staged.message, metadata=dict(staged.metadata), rebase_with=ic.ConflictDetector()
+                )
+                return snapshot
+            except (ic.ConflictError, ic.RebaseFailedError):
+                pass
+            except ic.IcechunkError:
+                if repository.lookup_branch("main") == base:
+                    raise  # nobody else committed: not an outdated base (expired snapshots fail the rebase this way)
+            time.sleep(random.uniform(0.02, 0.1) * 2 ** min(attempt, 4))
+    raise CommitContended(f"expected to land a commit within {_TRIES} tries; other writers of {url} were always first")
+
+
+def session_at(repository: ic.Repository, as_of: str | None) -> ic.Session:
+    """A read session of main, of a snapshot id or of a tag.
+
+    Raises:
+        SnapshotMissing: neither a snapshot (any more) nor a tag.
+    """
+    if as_of is None:
+        return repository.readonly_session("main")
+    try:
+        return repository.readonly_session(snapshot_id=as_of)
+    except (ic.IcechunkError, ValueError):
+        pass
+    try:
+        return repository.readonly_session(tag=as_of)
+    except (ic.IcechunkError, ValueError) as error:
+        raise SnapshotMissing(f"expected a snapshot id or a tag of the archive; got {as_of!r}") from error
