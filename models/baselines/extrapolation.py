@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.baselines import ContextTooShort
+from models.baselines import check_context, check_request
 from models.baselines.motion import Motion, displaced, estimate_motion
 
 Fields = NDArray[np.float32]
@@ -31,8 +31,8 @@ class Extrapolation:
         cadence_s: Step between frames [s].
         smoothing_m: Standard deviation [m] of the Gaussian that spreads tracked vectors.
         family: Name in registries and products.
-        t_in: Frames of context used; two are enough.
-        t_out: Lead times offered without asking for more.
+        t_in: Frames of context, at least two.
+        t_out: Most lead times.
     """
 
     quantity: str = "rainfall_rate"
@@ -49,11 +49,12 @@ class Extrapolation:
         NaN where the air comes from outside the grid or from cells that the newest frame did not observe.
 
         Raises:
-            ContextTooShort: the newest frame, or all but it, is absent or wholly unobserved.
+            ContextTooShort: the newest frame, or all but it, is wholly unobserved.
+            ValueError: a context of another shape, more lead times than `t_out`, or no members.
         """
-        if context.shape[0] == 0 or not np.isfinite(context[-1]).any():
-            raise ContextTooShort("expected an observed newest frame; got none")
-        recent = np.asarray(context[-self.t_in :], np.float32)
+        check_context(context, self.t_in)
+        check_request(lead_times, self.t_out, members)
+        recent = np.asarray(context, np.float32)
         smoothing = max(self.smoothing_m / self.cell_size_m, 2.0)
         motion = estimate_motion(recent, quantity=self.quantity, smoothing=smoothing)
         forecast = np.empty((members, lead_times, *motion.shape), np.float32)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,7 +34,7 @@ _ROUND_TRIP = 1.0
 # Weight of the domain's mean vector, against one tracked corner a smoothing length away.
 _BACKGROUND = 1e-3
 
-_LEVELS: dict[str, Callable[[Floats], Floats]] = {
+_LEVELS: dict[str, Callable[[Floats], NDArray[np.floating[Any]]]] = {
     "rainfall_rate": lambda rate: 10.0 * np.log10(1.0 + 200.0 * np.power(np.maximum(rate, 0), 1.6)),
     "equivalent_reflectivity_factor": lambda dbz: dbz,
     "vil": lambda vil: 20.0 * np.log10(1.0 + 10.0 * np.maximum(vil, 0)),
@@ -79,7 +80,8 @@ def _sample(field: Floats, displacement: Floats) -> Floats:
 
 def _brightness(frame: Floats, quantity: str) -> Image:
     levels = np.nan_to_num(_LEVELS[quantity](frame), nan=0.0, posinf=_TOP_DBZ, neginf=0.0)
-    return np.clip(levels * (255.0 / _TOP_DBZ), 0, 255).astype(np.uint8)
+    image: Image = np.clip(levels * (255.0 / _TOP_DBZ), 0, 255).astype(np.uint8)
+    return image
 
 
 def _track(before: Image, after: Image, seen: Image) -> tuple[Floats, Floats]:
@@ -109,15 +111,16 @@ def _spread(points: Floats, vectors: Floats, shape: tuple[int, int], smoothing: 
     column, row = (np.clip(points / _FACTOR, 0, None).astype(int)).T
     column, row = np.minimum(column, coarse[1] - 1), np.minimum(row, coarse[0] - 1)
     sums = np.zeros((3, *coarse), np.float32)
-    for layer, weights in zip(sums, (vectors[:, 0], vectors[:, 1], np.ones(len(points))), strict=True):
-        np.add.at(layer, (row, column), weights)
+    np.add.at(sums[0], (row, column), vectors[:, 0])
+    np.add.at(sums[1], (row, column), vectors[:, 1])
+    np.add.at(sums[2], (row, column), 1.0)
     width = smoothing / _FACTOR
     # Scaled so that one corner weighs 1 at its own place, whatever the smoothing length.
     blurred = [cv2.GaussianBlur(layer, (0, 0), width, borderType=cv2.BORDER_CONSTANT) for layer in sums]
     u, v, weight = (2 * np.pi * width**2) * np.stack(blurred)
     mean = vectors.mean(axis=0)
-    spread = np.stack([u + _BACKGROUND * mean[0], v + _BACKGROUND * mean[1]]) / (weight + _BACKGROUND)
-    return spread.astype(np.float32)
+    field: Floats = np.stack([u + _BACKGROUND * mean[0], v + _BACKGROUND * mean[1]]) / (weight + _BACKGROUND)
+    return field
 
 
 def estimate_motion(frames: Floats, *, quantity: str = "rainfall_rate", smoothing: float = 20.0) -> Motion:

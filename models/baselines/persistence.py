@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.baselines import ContextTooShort
+from models.baselines import check_context, check_request
 
 Fields = NDArray[np.float32]
 
@@ -19,7 +19,7 @@ class Persistence:
     Attributes:
         family: Name in registries and products.
         t_in: Frames of context wanted.
-        t_out: Lead times offered without asking for more.
+        t_out: Most lead times.
     """
 
     family: str = "persistence"
@@ -30,9 +30,10 @@ class Persistence:
         """The last frame of `context` (t_in, y, x) as (member, lead_time, y, x), same units; NaN stays NaN.
 
         Raises:
-            ContextTooShort: the newest frame is absent or wholly unobserved.
+            ContextTooShort: the newest frame is wholly unobserved.
+            ValueError: a context of another shape, more lead times than `t_out`, or no members.
         """
-        if context.shape[0] == 0 or not np.isfinite(context[-1]).any():
-            raise ContextTooShort("expected an observed newest frame; got none")
+        check_context(context, self.t_in)
+        check_request(lead_times, self.t_out, members)
         newest = np.asarray(context[-1], np.float32)
         return np.ascontiguousarray(np.broadcast_to(newest, (members, lead_times, *newest.shape)))

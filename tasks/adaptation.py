@@ -1,0 +1,138 @@
+"""A domain's frames as a model trained elsewhere wants them, and its forecast back on the domain's grid.
+
+A model trained on coarser cells gets block means by the nearest whole factor; one trained on another radar quantity
+gets the converted one. NaN (not observed) stays NaN both ways.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from tasks.grid import cell_size_m, coarsen
+from tasks.units import NO_ECHO, dbz_to_rain, rain_to_dbz
+
+Fields = NDArray[np.float32]
+
+_RAIN, _DBZ = "rainfall_rate", "equivalent_reflectivity_factor"
+
+
+class Unsuitable(ValueError):
+    """A model cannot be given this context: other quantity, cadence or length."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model was trained on.
+
+    Attributes:
+        t_in: Frames of context; the newest ones are taken.
+        quantity: rainfall_rate, equivalent_reflectivity_factor or vil; None takes the domain's.
+        cell_size_m: Side of its training cells [m]; None takes the domain's.
+        cadence_s: Step between its frames [s]; None takes the domain's.
+        no_echo: dBZ of "no echo" in what it was trained on (reflectivity only).
+    """
+
+    t_in: int
+    quantity: str | None = None
+    cell_size_m: float | None = None
+    cadence_s: float | None = None
+    no_echo: float = NO_ECHO
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A context in a model's own terms.
+
+    Attributes:
+        values: (time, y, x) float32 in the model's quantity, on cells `factor` times coarser; NaN = not observed.
+        factor: Cells of the domain along one side of a cell of the model.
+        quantity: The model's.
+        note: What was changed, in words; empty for nothing.
+    """
+
+    values: Fields
+    factor: int
+    quantity: str
+    note: str
+
+
+def adapt(frames: xr.DataArray, needs: Needs, cadence_s: float) -> Adapted:
+    """`frames` (time, y, x) of a domain in the terms of `needs`.
+
+    Raises:
+        Unsuitable: too few frames, another cadence, or a quantity that cannot be converted.
+    """
+    if frames.sizes["time"] < needs.t_in:
+        raise Unsuitable(f"expected {needs.t_in} context frames; got {frames.sizes['time']}")
+    if needs.cadence_s is not None and abs(needs.cadence_s - cadence_s) > 1:
+        raise Unsuitable(f"expected frames every {needs.cadence_s:g} s as trained; got every {cadence_s:g} s")
+    frames = frames.isel(time=slice(frames.sizes["time"] - needs.t_in, None))
+    have, want = str(frames.name), needs.quantity or str(frames.name)
+    factor, notes = 1, []
+    if needs.cell_size_m is not None:
+        size = cell_size_m(frames)
+        factor = max(1, round(needs.cell_size_m / size))
+        if abs(needs.cell_size_m / (factor * size) - 1) > 0.05:
+            notes.append(f"cells of {factor * size:.0f} m for a model of {needs.cell_size_m:.0f} m")
+    if factor > 1:
+        notes.append(f"block means of {factor} x {factor} cells, refined bilinearly")
+    if have != want:
+        notes.append(f"{have} converted to {want} and back")
+    values = _converted(_blocks(frames, factor), have, want, needs, frames.attrs.get("no_echo"))
+    return Adapted(values, factor, want, "; ".join(notes))
+
+
+def restore(forecast: Fields, adapted: Adapted, frames: xr.DataArray, needs: Needs) -> Fields:
+    """A model's forecast (member, lead_time, yc, xc) in the quantity and on the grid (y, x) of `frames`."""
+    no_echo = frames.attrs.get("no_echo")
+    values = _reverted(forecast, adapted.quantity, str(frames.name), needs, no_echo)
+    if adapted.factor == 1:
+        return values
+    shape = (frames.sizes["y"], frames.sizes["x"])
+    flat = values.reshape(-1, *values.shape[-2:])
+    fine = np.stack([_refined(field, adapted.factor, shape) for field in flat])
+    return fine.reshape(*values.shape[:2], *shape)
+
+
+def _blocks(frames: xr.DataArray, factor: int) -> Fields:
+    if factor == 1:
+        return np.asarray(frames.values, np.float32)
+    # The edge is repeated up to a whole block, so that no row or column of the domain goes without a forecast.
+    short = [(0, -frames.sizes[axis] % factor) for axis in ("y", "x")]
+    padded = np.pad(frames.values, [(0, 0), *short], mode="edge")
+    axes = {axis: np.arange(size, dtype=float) for axis, size in zip(("y", "x"), padded.shape[1:], strict=True)}
+    means = coarsen(xr.DataArray(padded, axes, ("time", "y", "x"), frames.name, frames.attrs), factor)
+    return np.asarray(means.values, np.float32)
+
+
+def _refined(field: Fields, factor: int, shape: tuple[int, int]) -> Fields:
+    seen = np.isfinite(field)
+    value, weight = (
+        cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)[: shape[0], : shape[1]]
+        for part in (np.where(seen, field, np.float32(0)), seen.astype(np.float32))
+    )
+    known = weight >= 0.5
+    return np.where(known, value / np.where(known, weight, 1), np.float32(np.nan)).astype(np.float32)
+
+
+def _converted(values: Fields, have: str, want: str, needs: Needs, no_echo: float | None) -> Fields:
+    if have == want:
+        return values
+    if (have, want) == (_RAIN, _DBZ):
+        return rain_to_dbz(values, no_echo=needs.no_echo)
+    if (have, want) == (_DBZ, _RAIN):
+        return dbz_to_rain(values, no_echo=NO_ECHO if no_echo is None else no_echo)
+    raise Unsuitable(f"expected {want} or what converts to it; got {have}")
+
+
+def _reverted(values: Fields, have: str, want: str, needs: Needs, no_echo: float | None) -> Fields:
+    if (have, want) == (_DBZ, _RAIN):
+        return dbz_to_rain(values, no_echo=needs.no_echo)
+    if (have, want) == (_RAIN, _DBZ):
+        return rain_to_dbz(np.maximum(values, 0), no_echo=NO_ECHO if no_echo is None else no_echo)
+    return np.asarray(values, np.float32)
