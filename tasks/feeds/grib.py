@@ -24,7 +24,6 @@ Float64 = npt.NDArray[np.float64]
 _THREAD_SAFE = "ECCODES_THREADS" in eccodes.codes_get_features(eccodes.CODES_FEATURES_ENABLED)
 _ECCODES: AbstractContextManager[object] = nullcontext() if _THREAD_SAFE else threading.Lock()
 
-_INDICATOR, _END = 16, b"7777"
 _MICRODEGREES = 1_000_000
 # Code table 3.2; 2 (IAU 1965) is what MRMS declares.
 _ELLIPSOIDS = {
@@ -44,6 +43,7 @@ class Header:
         parameter: (discipline, category, number).
         time: Reference time to the second (aware, UTC).
         resolution: Physical units per code step of the packing.
+        reference: Physical value of the packing's code 0.
         crs: Geographic CRS on the declared ellipsoid.
         latitude: Cell centres (y,), degrees north, in the order of the rows.
         longitude: Cell centres (x,), degrees east in -180..180.
@@ -52,41 +52,15 @@ class Header:
     parameter: tuple[int, int, int]
     time: datetime
     resolution: float
+    reference: float
     crs: pyproj.CRS
     latitude: Float64
     longitude: Float64
 
 
-def split_messages(data: bytes) -> list[bytes]:
-    """The GRIB2 messages that `data` consists of, whole from indicator to end section.
-
-    Raises:
-        FrameRejected: no_data (empty), unreadable (not GRIB2), truncated, or corrupt (no end section, bytes between).
-    """
-    if not data:
-        raise FrameRejected("no_data", "expected a GRIB2 message; got 0 bytes")
-    messages, at = [], 0
-    while at < len(data):
-        head = data[at : at + _INDICATOR]
-        if not head.startswith(b"GRIB"[: len(head)]):
-            raise FrameRejected("corrupt" if at else "unreadable", f"expected GRIB at byte {at}; got {head[:4]!r}")
-        if len(head) < _INDICATOR:
-            raise FrameRejected("truncated", f"the message at byte {at} ends within its indicator section")
-        if head[7] != 2:
-            raise FrameRejected("unreadable", f"expected GRIB edition 2 at byte {at}; got edition {head[7]}")
-        length = int.from_bytes(head[8:16], "big")
-        if len(data) - at < length:
-            raise FrameRejected("truncated", f"the message at byte {at} declares {length} bytes; {len(data) - at} came")
-        if length < _INDICATOR + len(_END) or data[at + length - 4 : at + length] != _END:
-            raise FrameRejected("corrupt", f"the message at byte {at} of {length} bytes has no end section")
-        messages.append(data[at : at + length])
-        at += length
-    return messages
-
-
 @contextmanager
 def open_message(message: bytes) -> Iterator[int]:
-    """An ecCodes handle on one message, released at the end.
+    """An ecCodes handle on one message that `sections.check_sections` let pass, released at the end.
 
     Raises:
         FrameRejected: corrupt, for whatever ecCodes refuses while the handle is open.
@@ -102,27 +76,23 @@ def open_message(message: bytes) -> Iterator[int]:
             raise FrameRejected("corrupt", f"ecCodes refuses a message of {len(message)} bytes: {error}") from error
 
 
-def read_header(handle: int, max_bytes: int) -> Header:
+def read_header(handle: int) -> Header:
     """The message's identity, time and grid, without unpacking a value.
 
     Raises:
-        FrameRejected: oversized (values above `max_bytes`), wrong_grid, wrong_quantity (a forecast), corrupt.
+        FrameRejected: wrong_grid, wrong_quantity (a forecast) or corrupt.
     """
-    nx, ny = _whole(handle, "Ni"), _whole(handle, "Nj")
-    if nx * ny * 8 > max_bytes:
-        raise FrameRejected("oversized", f"{ny} x {nx} values declared; the ceiling is {max_bytes} bytes")
-    if _whole(handle, "numberOfValues") != nx * ny or _whole(handle, "bitmapPresent"):
-        raise FrameRejected("wrong_grid", f"expected {ny} x {nx} values without a bitmap")
-    if _whole(handle, "forecastTime"):
-        raise FrameRejected(
-            "wrong_quantity", f"expected an analysis; got forecast time {_whole(handle, 'forecastTime')}"
-        )
-    latitude, longitude = _grid(handle, ny, nx)
-    parameter = tuple(_whole(handle, key) for key in ("discipline", "parameterCategory", "parameterNumber"))
+    lead = _whole(handle, "forecastTime")
+    if lead:
+        raise FrameRejected("wrong_quantity", f"expected an analysis; got forecast time {lead}")
+    latitude, longitude = _grid(handle)
+    discipline, category, number = (_whole(handle, k) for k in ("discipline", "parameterCategory", "parameterNumber"))
+    unit = 10.0 ** -_whole(handle, "decimalScaleFactor")
     return Header(
-        parameter=(parameter[0], parameter[1], parameter[2]),
+        parameter=(discipline, category, number),
         time=_time(handle),
-        resolution=2.0 ** _whole(handle, "binaryScaleFactor") * 10.0 ** -_whole(handle, "decimalScaleFactor"),
+        resolution=unit * 2.0 ** _whole(handle, "binaryScaleFactor"),
+        reference=unit * float(eccodes.codes_get_double(handle, "referenceValue")),
         crs=_crs(_whole(handle, "shapeOfTheEarth")),
         latitude=latitude,
         longitude=longitude,
@@ -153,22 +123,20 @@ def _crs(shape: int) -> pyproj.CRS:
     return pyproj.CRS.from_user_input(f"+proj=longlat {_ELLIPSOIDS[shape]} +no_defs +type=crs")
 
 
-def _grid(handle: int, ny: int, nx: int) -> tuple[Float64, Float64]:
-    template, scanning = _whole(handle, "gridDefinitionTemplateNumber"), _whole(handle, "scanningMode")
-    if template != 0 or scanning != 0:
-        raise FrameRejected(
-            "wrong_grid", f"expected template 0 scanned from the north-west; got {template}, {scanning}"
-        )
-    south = _axis(handle, "latitude", "jDirectionIncrement", -1, ny)
-    east = _axis(handle, "longitude", "iDirectionIncrement", 1, nx)
+def _grid(handle: int) -> tuple[Float64, Float64]:
+    scanning = _whole(handle, "scanningMode")
+    if scanning != 0:
+        raise FrameRejected("wrong_grid", f"expected rows from the north-west (0); got scanning mode {scanning}")
+    south = _axis(handle, "latitude", "jDirectionIncrement", -1, _whole(handle, "Nj"))
+    east = _axis(handle, "longitude", "iDirectionIncrement", 1, _whole(handle, "Ni"))
     return south, np.where(east > 180.0, east - 360.0, east) if east[0] <= 180.0 else east - 360.0
 
 
 def _axis(handle: int, name: str, increment: str, sign: int, count: int) -> Float64:
     first, last = _whole(handle, f"{name}OfFirstGridPoint"), _whole(handle, f"{name}OfLastGridPoint")
     step = sign * _whole(handle, increment)
-    # MRMS's last points are up to 2 microdegrees off the increments: those of the grid are what counts.
-    if step == 0 or abs(first + step * (count - 1) - last) > abs(step) / 2:
+    # MRMS's last points are 1 and 2 microdegrees off first + increments, which are what counts.
+    if step == 0 or abs(first + step * (count - 1) - last) > 5:
         raise FrameRejected("wrong_grid", f"{count} steps of {step} from {first} do not end at {name} {last}")
     return (first + step * np.arange(count, dtype=np.int64)) / _MICRODEGREES
 
@@ -178,7 +146,7 @@ def encode_field(values: Float64, header: Header) -> bytes:
 
     Args:
         values: In the parameter's units, flags included; rounded to the nearest step.
-        header: What the message shall say; `resolution` a power of ten, `latitude` descending.
+        header: What the message shall say; `resolution` a power of ten, `latitude` descending; ecCodes chooses the reference.
     """
     ny, nx = values.shape
     first = {"latitude": header.latitude[0], "longitude": header.longitude[0] % 360.0}

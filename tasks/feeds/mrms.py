@@ -18,15 +18,14 @@ import xarray as xr
 from infra.objects import open_filesystem
 from tasks.feeds import FeedSource, FrameObject, FrameRejected, Packing
 from tasks.feeds.bounded import gunzip
-from tasks.feeds.frames import build_frame
-from tasks.feeds.grib import Header, open_message, read_header, read_values, split_messages
-from tasks.feeds.listing import day_prefixes, list_objects, read_object
+from tasks.feeds.frames import Frames, build_frame
+from tasks.feeds.grib import Header, open_message, read_header, read_values
+from tasks.feeds.listing import Objects, day_prefixes, list_objects, read_object
+from tasks.feeds.sections import check_sections, split_messages
 from tasks.units import NO_ECHO
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-Objects = list[FrameObject]
-Frames = list[xr.DataArray]
 
 _GZIP = b"\x1f\x8b"
 _BLOCK = 64
@@ -136,20 +135,21 @@ class MrmsFeed:
     """MRMS under any fsspec URL: `noaa-mrms-pds` as it stands, a mirror of it, or a flat folder of its files.
 
     Options: `product`; `region` (CONUS, ALASKA, ...); `shape` ("3500x7000") where any other grid is to be rejected.
+
+    Attributes:
+        source: Where the files are.
+        product: Which of them.
+        latency: Two to three minutes in the live bucket.
     """
 
     source: FeedSource
     product: Product
+    latency: timedelta = timedelta(minutes=3)
 
     @property
     def packing(self) -> Packing:
         """Whole steps of the product."""
         return self.product.packing
-
-    @property
-    def latency(self) -> timedelta:
-        """Two to three minutes in the live bucket."""
-        return timedelta(minutes=3)
 
     @property
     def licence(self) -> str:
@@ -191,8 +191,9 @@ class MrmsFeed:
         return sorted(frames, key=lambda frame: frame["time"].values)
 
     def _frame(self, message: bytes, ceiling: int) -> xr.DataArray:
+        check_sections(message, ceiling)
         with open_message(message) as handle:
-            header = read_header(handle, ceiling)
+            header = read_header(handle)
             self._check(header)
             values = read_values(handle, header)
         physical, unseen = to_physical(values, self.product)
@@ -211,10 +212,11 @@ class MrmsFeed:
         if header.parameter != self.product.parameter:
             wanted = f"{self.product.name} {self.product.parameter}"
             raise FrameRejected("wrong_quantity", f"expected {wanted}; got parameter {header.parameter}")
-        steps = header.resolution / self.product.packing.scale_factor
-        if abs(steps - round(steps)) > 1e-6 or steps < 0.5:
-            wanted = f"whole steps of {self.product.packing.scale_factor}"
-            raise FrameRejected("wrong_quantity", f"expected {wanted}; got {header.resolution}: packing would lose it")
+        step = self.product.packing.scale_factor
+        fine = header.resolution < step / 2
+        if fine or not (_whole(header.resolution / step) and _whole(header.reference / step)):
+            came = f"{header.reference} and steps of {header.resolution}"
+            raise FrameRejected("corrupt", f"expected values in whole steps of {step}; got {came}")
         shape = f"{header.latitude.size}x{header.longitude.size}"
         if self.source.options.get("shape", shape) != shape:
             raise FrameRejected("wrong_grid", f"expected {self.source.options['shape']} cells; got {shape}")
@@ -226,7 +228,7 @@ def to_physical(values: Float64, product: Product) -> tuple[Float32, int]:
     Row blocks keep the masks in cache: 20 ms for 3500 x 7000 cells.
 
     Raises:
-        FrameRejected: corrupt, where a value is neither a flag nor physical.
+        FrameRejected: corrupt, where a value is below the lowest flag.
     """
     physical = np.empty(values.shape, np.float32)
     unseen = 0
@@ -238,6 +240,8 @@ def to_physical(values: Float64, product: Product) -> tuple[Float32, int]:
             np.maximum(out, np.float32(product.no_echo), out=out)
         np.copyto(out, np.nan, where=hidden)
         unseen += int(np.count_nonzero(hidden))
+        if block.min() < product.no_coverage - 0.01:
+            raise FrameRejected("corrupt", f"expected values from {product.no_coverage} up; got {block.min()}")
     return physical, unseen
 
 
@@ -247,6 +251,10 @@ def _hidden(block: Float64, product: Product) -> npt.NDArray[np.bool_]:
         return hidden
     hidden = block < 0
     return hidden
+
+
+def _whole(count: float) -> bool:
+    return abs(count - round(count)) < 1e-4
 
 
 def open_feed(source: FeedSource) -> MrmsFeed:
