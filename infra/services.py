@@ -165,10 +165,12 @@ def _mlflow(settings: Settings, state: StackState, secret: Credentials, base: Ma
 
 
 def _worker(state: StackState, base: Mapping[str, str]) -> Service:
+    # A run starts as soon as its process is up, also before its time: a prefetch longer than the start of a process
+    # (3 s) would issue nowcasts before their frame can be there.
     env = {
         **base,
-        "PREFECT_WORKER_QUERY_SECONDS": "3",
-        "PREFECT_WORKER_PREFETCH_SECONDS": "5",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_WORKER_PREFETCH_SECONDS": "2",
         "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
         "PREFECT_WORKER_WEBSERVER_PORT": str(state.ports["worker"]),
     }

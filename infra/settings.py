@@ -156,6 +156,7 @@ class Settings(BaseSettings):
     device: str = "auto"
     threads: int = 2
     stack_database: Literal["sqlite", "postgres"] = "sqlite"
+    active_domains: tuple[str, ...] = ()
     stack_ports: dict[str, int] = Field(default_factory=dict)
 
     @cached_property

@@ -1,0 +1,64 @@
+"""A real stack for tests: random ports, a state folder of its own, taken down whatever happens."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from infra import stack
+from infra.settings import Settings
+from infra.stack_state import StackState
+
+TESTS = Path(__file__).parents[1]
+
+
+@contextmanager
+def running_stack(home: Path, **settings: Any) -> Iterator[tuple[Settings, StackState]]:
+    """A stack under `home` whose worker finds the tests' own flows too; gives attached settings and the plan."""
+    given = Settings(home=home, _env_file=None, **settings)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(TESTS)
+    try:
+        state = stack.up(given, ports=stack.random_ports())
+        yield stack.attach(given), state
+    finally:
+        stack.down(given)
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def eventually(look: Callable[[], Any], within: float, what: str) -> Any:
+    """The first true result of `look`, polled; fails naming `what` after `within` seconds."""
+    deadline = time.monotonic() + within
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"{what}: not within {within:.0f} s"
+        time.sleep(0.1)
+    return seen
+
+
+def condition_of(settings: Settings, service: str) -> str:
+    """What `squall status` says of one service."""
+    return next(seen.condition for seen in stack.status(settings) if seen.name == service)
+
+
+def pid_of(settings: Settings, service: str) -> int | None:
+    """Number of a service's process, None when it does not run."""
+    process = next(seen.process for seen in stack.status(settings) if seen.name == service)
+    return process.pid if process else None
+
+
+def flow_runs(settings: Settings, flow: str) -> list[Any]:
+    """All runs of a flow that the server knows, oldest schedule first."""
+    from infra.deployments import prefect_server
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+
+    with prefect_server(settings), get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])), limit=200)
+    return sorted(runs, key=lambda run: run.expected_start_time)
