@@ -3,9 +3,6 @@
 A code is 0.05 mm in the interval that ends at valid_time; -1 is not observed. The bias correction overshoots to -2
 here and there (17 cells of 2020-10-31, beside codes -1): a negative depth is no observation either. Coordinates are
 kilometres of an Albers projection around the radar.
-
-References:
-    Seed (2003), doi:10.1175/1520-0450(2003)042<0381:ADASST>2.0.CO;2 (the Rainfields lineage).
 """
 
 from __future__ import annotations
@@ -118,7 +115,7 @@ def _frames_of(source: FeedSource, data: bytes, key: str) -> Frames:
         crs, x, y = _grid_crs(field, file), _axis(file, "x"), _axis(file, "y")
         if field.shape != (y.size, x.size):
             raise FrameRejected("wrong_grid", f"expected {y.size} x {x.size} cells; got {field.shape}")
-        codes = read_array(field, source.max_bytes)
+        codes = np.asarray(read_array(field, source.max_bytes), np.int16)
         described = {name: str(attribute(file, name)) for name in ("station_name", "title")}
     frame = build_frame(
         _table(packing.scale_factor)[codes.view(np.uint16)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Protocol
 
 from tasks.feeds import FrameRejected
 
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError, OverflowError)
 _GZIP_WBITS = 16 + zlib.MAX_WBITS
 
 
@@ -80,14 +82,16 @@ def unzip(data: bytes, max_bytes: int) -> dict[str, bytes]:
             if declared > max_bytes:
                 raise FrameRejected("oversized", f"zip archive declares {declared} bytes; the ceiling is {max_bytes}")
             return {member.filename: _member(archive, member) for member in archive.infolist()}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, FrameRejected):
-            raise
+    except FrameRejected:
+        raise
+    except _BROKEN_ZIP as error:
         reason = "truncated" if b"PK\x05\x06" not in data[-65_557:] else "corrupt"
         raise FrameRejected(reason, f"zip archive of {len(data)} bytes: {error}") from error
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise FrameRejected("corrupt", f"{member.filename} is packed by method {member.compress_type}")
     # zipfile itself reads no more than the declared size, and checks the CRC at its end.
     with archive.open(member) as stream:
         return stream.read(member.file_size + 1)

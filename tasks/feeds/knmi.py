@@ -28,6 +28,7 @@ _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT",
 _DEPTH_STEP = 0.01
 _FORMULA = re.compile(r"GEO\s*=\s*([\d.]+)\s*\*\s*PV\s*\+\s*([\d.]+)")
 _PROJECTION = ("proj", "lat_0", "lon_0", "lat_ts", "a", "b", "x_0", "y_0")
+_LAYOUT = ("column_offset", "pixel_size_x", "row_offset", "pixel_size_y", "number_columns", "number_rows")
 _MISSING = 65_535
 
 
@@ -97,20 +98,29 @@ def _crs(text: str) -> pyproj.CRS:
         raise FrameRejected("wrong_grid", f"projection {text!r}: {error}") from error
 
 
-def _axes(file: h5py.File) -> tuple[pyproj.CRS, Float64, Float64]:
+def _described(file: h5py.File) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
     geographic = file["geographic"]
-    crs = _crs(str(attribute(geographic["map_projection"], "projection_proj4_params")))
-    names = ("column_offset", "pixel_size_x", "row_offset", "pixel_size_y", "number_columns", "number_rows")
-    left, dx, top, dy, nx, ny = (float(attribute(geographic, f"geo_{name}")) for name in names)
-    if not (0 < nx <= 10_000 and 0 < ny <= 10_000) or attribute(geographic, "geo_dim_pixel") != "KM,KM":
-        raise FrameRejected("wrong_grid", f"expected cells counted in km; got {ny} x {nx}")
+    if attribute(geographic, "geo_dim_pixel") != "KM,KM":
+        raise FrameRejected("wrong_grid", f"expected cells in km; got {attribute(geographic, 'geo_dim_pixel')!r}")
+    layout = tuple(float(attribute(geographic, f"geo_{name}")) for name in _LAYOUT)
+    projection = str(attribute(geographic["map_projection"], "projection_proj4_params"))
+    return projection, layout, tuple(numbers(geographic, "geo_product_corners"))
+
+
+@lru_cache(maxsize=4)
+def _axes(
+    projection: str, layout: tuple[float, ...], corners: tuple[float, ...]
+) -> tuple[pyproj.CRS, Float64, Float64]:
+    crs = _crs(projection)
+    left, dx, top, dy, nx, ny = layout
+    if not (0 < nx <= 10_000 and 0 < ny <= 10_000 and len(corners) == 8):
+        raise FrameRejected("wrong_grid", f"expected a grid with four corners; got {ny} x {nx}, {len(corners) // 2}")
     x = (np.arange(int(nx), dtype=np.float64) + 0.5 + left) * (dx * 1000.0)
     y = (np.arange(int(ny), dtype=np.float64) + 0.5 + top) * (dy * 1000.0)
-    corners = np.array(numbers(geographic, "geo_product_corners")).reshape(4, 2)
     to_plane = pyproj.Transformer.from_crs(crs.geodetic_crs, crs, always_xy=True)
-    west, north = to_plane.transform(*corners[1])
-    if abs(west - x[0]) > abs(dx) * 1000.0 or abs(north - y[0]) > abs(dy) * 1000.0:
-        raise FrameRejected("wrong_grid", f"the grid's corner is not at {tuple(corners[1])} degrees")
+    west, north = to_plane.transform(corners[2], corners[3])
+    if not (abs(west - x[0]) <= abs(dx) * 1000.0 and abs(north - y[0]) <= abs(dy) * 1000.0):
+        raise FrameRejected("wrong_grid", f"the grid's upper left corner is not at {corners[2:4]} degrees")
     return crs, x, y
 
 
@@ -119,7 +129,7 @@ def _frames_of(source: FeedSource, data: bytes, key: str) -> Frames:
     with open_hdf5(data) as file:
         missing = _check_quantity(file, source)
         time = _interval_end(file, source, key)
-        crs, x, y = _axes(file)
+        crs, x, y = _axes(*_described(file))
         image = dataset(file, "image1/image_data")
         if image.shape != (y.size, x.size) or image.dtype != np.uint16:
             raise FrameRejected("wrong_grid", f"expected {y.size} x {x.size} uint16; got {image.shape} {image.dtype}")
