@@ -23,6 +23,7 @@ from infra.repository import (
     open_repository,
     session_at,
 )
+from tasks.chunks import ArchiveDamaged, put_chunks
 from tasks.epochs import (
     FILLED,
     ArchiveSpec,
@@ -39,7 +40,7 @@ from tasks.packing import PackedFrame, PackingError, pack_frame
 from tasks.reading import extreme_filled, read_slots
 from tasks.rejections import Rejection, lay_out_log, read_log
 from tasks.retention import ArchiveInfo, Expiry, SnapshotInfo, describe, expire, history
-from tasks.slot_table import ArchiveDamaged, SlotTable, texts
+from tasks.slot_table import SlotTable, texts
 from tasks.slots import Times, as_datetime, as_times
 from tasks.staging import Arrival, Staging
 
@@ -217,13 +218,10 @@ class Archive:
         found: set[tuple[str, str]] = set()
         reach = self.spec.cadence
         for epoch, first, stop in overlapping(self._read_epochs(session), start - reach, end + reach):
-            table = SlotTable(session.store, epoch)
-            filled = np.isin(table.read("status", first, stop), FILLED)
+            rows = SlotTable(session.store, epoch).columns(["status", "source_key", "etag"], first, stop)
+            filled = np.isin(rows["status"], FILLED)
             if filled.any():
-                first, stop, filled = _trimmed(first, filled)
-                keys = texts(table.read("source_key", first, stop)[filled].astype(np.uint8))
-                tags = texts(table.read("etag", first, stop)[filled].astype(np.uint8))
-                found.update(zip(keys, tags, strict=True))
+                found.update(zip(texts(rows["source_key"][filled]), texts(rows["etag"][filled]), strict=True))
         day = timedelta(days=1)
         found.update((item.source_key, item.etag) for item in read_log(session.store, start - day, end + day))
         return found
@@ -256,7 +254,8 @@ class Archive:
         session = session_at(self.repository, as_of)
         status, times = [np.empty(0, np.uint8)], [np.empty(0, np.int64)]
         for epoch, first, stop in overlapping(self._read_epochs(session), start, end):
-            status.append(SlotTable(session.store, epoch).read("status", first, stop).astype(np.uint8))
+            rows = SlotTable(session.store, epoch).columns(["status"], first, stop)
+            status.append(rows["status"].astype(np.uint8))
             times.append(epoch.spec.slots.seconds(first, stop))
         return np.concatenate(status), as_times(np.concatenate(times))
 
@@ -303,7 +302,7 @@ class Archive:
                     if int(table.row("status", slot)) == Status.EXPECTED:
                         table.set(slot, {"status": int(Status.MISSING)})
                         marked.append(epoch.spec.slots.time(slot))
-                table.flush()
+                put_chunks(session.store, table.changes())
             return Staged(f"Mark {len(marked)} slots as missing" if marked else None, {"marked": len(marked)})
 
         commit(self.repository, self.url, work)
@@ -372,8 +371,3 @@ class Archive:
     def tag(self, name: str, snapshot: str) -> None:
         """Keep a snapshot for ever under a name (training runs, promoted models, exports; never per product)."""
         self.repository.create_tag(name, snapshot_id=snapshot)
-
-
-def _trimmed(first: int, filled: NDArray[np.bool_]) -> tuple[int, int, NDArray[np.bool_]]:
-    where = np.flatnonzero(filled)
-    return first + int(where[0]), first + int(where[-1]) + 1, filled[where[0] : where[-1] + 1]

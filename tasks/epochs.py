@@ -18,8 +18,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import BytesCodec, ZstdCodec
-from zarr.errors import GroupNotFoundError
 
+from tasks.chunks import get_chunks
 from tasks.feeds import Packing
 from tasks.packing import ZSTD_LEVEL, Grid
 from tasks.slots import UNKNOWN, Calendar, FixedStep, Months, window
@@ -181,13 +181,11 @@ def read_epochs(store: Store, known: Sequence[Epoch] = ()) -> tuple[Epoch, ...]:
         store: A session's store.
         known: Epochs read before; their grids, which never change, are taken from here.
     """
-    try:
-        root = zarr.open_group(store, mode="r", zarr_format=3)
-    except GroupNotFoundError:
-        return ()
+    (root,) = get_chunks(store, ["zarr.json"])
+    listed = {} if root is None else json.loads(root)["attributes"].get("squall_epochs", {})
     grids = {epoch.name: (epoch.spec.y, epoch.spec.x) for epoch in known}
     found = []
-    for name, raw in dict(root.attrs).get("squall_epochs", {}).items():
+    for name, raw in listed.items():
         y, x = grids.get(name) or tuple(
             np.asarray(zarr.open_array(store, path=f"{name}/{a}", mode="r")[:]) for a in "yx"
         )

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
+from tasks.chunks import need_chunks
 from tasks.epochs import DAY, FILLED, Epoch, EpochMismatch, overlapping
 from tasks.packing import decode_chunk, unpack
-from tasks.slot_table import SlotTable, field_key, get_chunks, texts
+from tasks.slot_table import SlotTable, field_key, texts
 from tasks.slots import as_times
 
 _THREADS = 4
@@ -50,22 +51,22 @@ def _read_part(
     store: Store, epoch: Epoch, first: int, stop: int, out: NDArray[np.float32]
 ) -> dict[str, NDArray[np.generic]]:
     table = SlotTable(store, epoch)
-    status = table.read("status", first, stop).astype(np.uint8)
+    rows = table.columns(["status", "valid_time", "received_at", "source_key"], first, stop)
+    status = rows["status"].astype(np.uint8)
     filled = np.flatnonzero(np.isin(status, FILLED))
     for begin in range(0, filled.size, _AT_ONCE):
         _decode_into(store, epoch, first, filled[begin : begin + _AT_ONCE], out)
-    keys = texts(table.read("source_key", first, stop).astype(np.uint8))
     return {
         "time": as_times(epoch.spec.slots.seconds(first, stop)),
         "status": status,
-        "valid_time": as_times(table.read("valid_time", first, stop).astype(np.int64)),
-        "received_at": as_times(table.read("received_at", first, stop).astype(np.int64)),
-        "source_key": np.array(keys, dtype=str),
+        "valid_time": as_times(rows["valid_time"].astype(np.int64)),
+        "received_at": as_times(rows["received_at"].astype(np.int64)),
+        "source_key": np.array(texts(rows["source_key"]), dtype=str),
     }
 
 
 def _decode_into(store: Store, epoch: Epoch, first: int, places: NDArray[np.intp], out: NDArray[np.float32]) -> None:
-    chunks = get_chunks(store, [field_key(epoch, first + int(place)) for place in places])
+    chunks = need_chunks(store, [field_key(epoch, first + int(place)) for place in places])
     packing = epoch.spec.packing
 
     def decode(place: int, data: bytes) -> None:
@@ -101,7 +102,7 @@ def extreme_filled(session: ic.Session, epoch: Epoch, *, newest: bool) -> int | 
 
     table = SlotTable(session.store, epoch)
     for number in sorted(sync(numbers()), reverse=newest):
-        filled = np.flatnonzero(np.isin(table.read("status", number * DAY, (number + 1) * DAY), FILLED))
+        filled = np.flatnonzero(np.isin(table.columns(["status"], number * DAY, (number + 1) * DAY)["status"], FILLED))
         if filled.size:
             return number * DAY + int(filled[-1 if newest else 0])
     return None

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
+from tasks.chunks import put_chunks
 from tasks.epochs import (
     ETAG_BYTES,
     HASH_BYTES,
     KEY_BYTES,
+    SLOT_ARRAYS,
     Epoch,
     Status,
     axis_length,
@@ -30,7 +32,7 @@ from tasks.epochs import (
 )
 from tasks.packing import PackedFrame, PackingError, decode_chunk, encode_chunk, pack, unpack
 from tasks.rejections import Rejection, append_log
-from tasks.slot_table import SlotTable, field_key, padded, put_chunks, texts
+from tasks.slot_table import SlotTable, field_key, padded, texts
 from tasks.slots import UNKNOWN, moment, seconds
 
 
@@ -87,15 +89,20 @@ class Staging:
 
     def run(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection]) -> Outcome:
         """Stage all of it; nothing is visible before the session is committed."""
-        for (name, slot), rivals in self._matched(arrivals).items():
-            epoch = next(epoch for epoch in self._epochs if epoch.name == name)
-            self._choose(epoch, slot, rivals)
+        matched = self._matched(arrivals)
+        for epoch in self._epochs:
+            slots = [slot for name, slot in matched if name == epoch.name]
+            if slots:
+                self._table(epoch).load(SLOT_ARRAYS, slots)
+            for slot in slots:
+                self._choose(epoch, slot, matched[epoch.name, slot])
         for rejection in rejections:
             self._turn_away(rejection)
+        for table in self._tables.values():
+            self._chunks |= table.changes()
         put_chunks(self._store, self._chunks)
         logged = append_log(self._store, self._log) if self._log else ()
-        flushed = [table.flush() for table in self._tables.values()]
-        self.outcome.changed |= bool(self._chunks) or bool(logged) or any(flushed)
+        self.outcome.changed |= bool(self._chunks) or bool(logged)
         return self.outcome
 
     def _matched(self, arrivals: Sequence[Arrival]) -> dict[tuple[str, int], list[Arrival]]:
@@ -172,14 +179,14 @@ class Staging:
 
     def _displaces(self, table: SlotTable, slot: int, time: datetime, arrival: Arrival) -> bool:
         """Whether an arrival with other bytes takes a filled slot: the same object revised, or one not farther off."""
-        key = texts(table.row("source_key", slot)[None].astype(np.uint8))[0]
+        key = texts(table.row("source_key", slot)[None])[0]
         if key == arrival.source_key:
             return True
         stored = moment(int(table.row("valid_time", slot)))
         if abs(arrival.frame.time - time) > abs(stored - time) + timedelta(seconds=1):
             self._duplicate(arrival.source_key, arrival.etag, arrival.frame.time, f"{key} is nearer to {time}")
             return False
-        etag = texts(table.row("etag", slot)[None].astype(np.uint8))[0]
+        etag = texts(table.row("etag", slot)[None])[0]
         self._duplicate(key, etag, stored, f"{arrival.source_key} took its slot {time}")
         return True
 
