@@ -75,7 +75,7 @@ def ensure_retraining(settings: Settings, domain: str) -> None:
         threshold=1,
         within=timedelta(0),
     )
-    run = RunDeployment(deployment_id=deployment.id, parameters=parameters, job_variables=None)
+    run = RunDeployment(source="selected", deployment_id=deployment.id, parameters=parameters, job_variables=None)
     _ensure(settings, Automation(name=f"squall: retrain {domain}", trigger=trigger, actions=[run]))
 
 

@@ -64,7 +64,7 @@ class Cluster:
 
 
 def account() -> str | None:
-    """Account the server runs as: None is the caller's. PostgreSQL refuses root: root borrows `postgres` or `nobody`."""
+    """Account the server runs as: None is the caller's. It refuses root: root borrows `postgres` or `nobody`."""
     if os.geteuid() != 0:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}

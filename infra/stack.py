@@ -16,10 +16,12 @@ from dataclasses import replace
 from typing import Literal
 from uuid import uuid4
 
+from botocore.exceptions import BotoCoreError
 from filelock import FileLock, Timeout
 
 from infra import postgres
 from infra.attachment import attach, environment
+from infra.objects import UnsafeStore, preflight
 from infra.processes import (
     STACK_MARK,
     marked,
@@ -91,7 +93,9 @@ def up(
             save_state(settings, state)
             _start_supervisor(settings, state)
         try:
-            return _wait_healthy(settings, timeout, report)
+            state = _wait_healthy(settings, timeout, report)
+            _prove_store(settings)
+            return state
         except StackError:
             if running is None:
                 _take_down(settings)
@@ -191,6 +195,17 @@ def _wait_healthy(settings: Settings, timeout: float, report: Callable[[list[Ser
     log = failing.log if failing else log_file(settings, "supervisor")
     name = failing.name if failing else "supervisor"
     raise StackError(f"{name} is not healthy after {timeout:.0f} s; its log ends with:\n{tail(log)}")
+
+
+def _prove_store(settings: Settings) -> None:
+    """The attached store takes writes and keeps two conditional writers apart."""
+    attached = attach(settings)
+    url = attached.expand(attached.store)
+    try:
+        preflight(url, attached.storage_options(url))
+    except (OSError, UnsafeStore, BotoCoreError) as error:
+        log = log_file(settings, "weed")
+        raise StackError(f"expected a safe object store at {url}: {error}; its log ends with:\n{tail(log)}") from error
 
 
 def _give_up_early(seen: list[ServiceStatus]) -> None:

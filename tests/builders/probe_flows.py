@@ -6,8 +6,9 @@ import json
 import time
 from pathlib import Path
 
-from infra.settings import Settings
 from prefect import flow
+
+from infra.settings import Settings
 
 
 def trace_folder(settings: Settings, domain: str) -> Path:

@@ -55,9 +55,10 @@ def pid_of(settings: Settings, service: str) -> int | None:
 
 def flow_runs(settings: Settings, flow: str) -> list[Any]:
     """All runs of a flow that the server knows, oldest schedule first."""
-    from infra.deployments import prefect_server
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+
+    from infra.deployments import prefect_server
 
     with prefect_server(settings), get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])), limit=200)
