@@ -146,7 +146,7 @@ def encode_field(values: Float64, header: Header) -> bytes:
 
     Args:
         values: In the parameter's units, flags included; rounded to the nearest step.
-        header: What the message shall say; `resolution` a power of ten, `latitude` descending; ecCodes chooses the reference.
+        header: What the message shall say; `resolution` a power of ten, `latitude` descending; `reference` is not used.
     """
     ny, nx = values.shape
     first = {"latitude": header.latitude[0], "longitude": header.longitude[0] % 360.0}

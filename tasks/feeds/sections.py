@@ -96,12 +96,9 @@ def _check_grid(section: bytes, max_bytes: int) -> tuple[int, int]:
 
 
 def _check_packing(section: bytes, data: bytes, nx: int, ny: int) -> None:
-    points, template, _, binary, decimal, bits = unpack_from(">IHfHHB", section, 5)
-    if (
-        points != nx * ny
-        or bits > (16 if template == _PNG_PACKING else 32)
-        or max(binary & 0x7FFF, decimal & 0x7FFF) > 30
-    ):
+    points, template, reference, binary, decimal, bits = unpack_from(">IHfHHB", section, 5)
+    scale, widest = max(binary & 0x7FFF, decimal & 0x7FFF), 16 if template == _PNG_PACKING else 32
+    if points != nx * ny or bits > widest or scale > 30 or not math.isfinite(reference):
         raise FrameRejected("corrupt", f"packing of {points} values in {bits} bits with scales {binary}, {decimal}")
     if template == _PNG_PACKING and bits:
         _check_png(data, (nx, ny, 8 if bits <= 8 else 16, 0, 0, 0, 0))
