@@ -10,6 +10,8 @@ from safetensors.numpy import load_file
 from infra.settings import Settings
 from tasks.enso_scores import enso_skill, lead_weights, nino_index
 from tasks.frame_scores import frame_scores
+from tasks.golden import run_golden
+from tasks.golden_metrics import MetricLoader
 from tasks.optimisation import reference_rate
 from tasks.sevir_scores import SevirSkill, sevir_counts, sevir_skill
 
@@ -107,6 +109,22 @@ def test_the_published_learning_rate_is_the_reference_rate() -> None:
         reference_rate(step, case["total_steps"], base=case["lr"], floor=case["min_lr_ratio"]) for step in range(160)
     ]
     np.testing.assert_allclose(rates, case["lr_at_step"][:160], rtol=1e-12, atol=1e-18)
+
+
+@golden
+def test_every_file_of_the_metrics_folder_passes_as_a_golden_case(tmp_path: Path) -> None:
+    results = run_golden(METRICS, known=[MetricLoader()])
+    assert len(results) == 6
+    assert all(result.ok for result in results), [result for result in results if not result.ok]
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    for name in ("sevir_pool.json", "sevir_pool.safetensors"):
+        (folder / name).write_bytes((METRICS / name).read_bytes())
+    told = json.loads((folder / "sevir_pool.json").read_text())
+    told["pool"]["4"]["hits"][2] += 1
+    (folder / "sevir_pool.json").write_text(json.dumps(told))
+    (result,) = run_golden(folder, known=[MetricLoader()])
+    assert not result.ok
 
 
 def test_a_perfect_enso_forecast_correlates_fully() -> None:
