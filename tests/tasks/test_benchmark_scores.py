@@ -1,6 +1,7 @@
 """Benchmark scores against the recorded reference values: counts exactly, ratios to the precision of float32."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
