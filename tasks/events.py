@@ -77,7 +77,7 @@ def deal_events(events: NDArray[np.int64], is_wet: NDArray[np.bool_], fractions:
 
 
 def guard_splits(slots: NDArray[np.int64], splits: NDArray[np.int8], guard: int) -> NDArray[np.int8]:
-    """The splits with `UNUSED` (-1) on the frames of an earlier event that lie within `guard` slots of another split."""
+    """The splits with `UNUSED` (-1) on frames less than `guard` slots before the next frame of another split."""
     guarded = splits.copy()
     for boundary in np.flatnonzero(np.diff(splits)) + 1:
         near = np.searchsorted(slots, slots[boundary] - guard, side="right")

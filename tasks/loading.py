@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from tasks.packing import unpack
 from tasks.samples import SampleSource, Window
-from tasks.training_data import unpack
 
 CACHE_BYTES = 512 * 2**20
 

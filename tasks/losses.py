@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from models.transform import Transform
+from tasks.train_config import TrainConfig
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Weight of a cell by its observed intensity: below 2, 2-5, 5-10, 10-30 and from 30 mm h-1 on (Shi et al. 2017),
@@ -21,6 +24,16 @@ BALANCE_WEIGHTS = (1.0, 2.0, 5.0, 10.0, 30.0)
 SCALE_DBZ = 55.0
 
 
+def choose_loss(config: TrainConfig, transform: Transform) -> Loss:
+    """The loss that `config` names, in the network space of `transform`."""
+    if config.loss == "mse":
+        return mse
+    if config.loss == "balanced":
+        return balanced
+    levels = torch.tensor(config.loss_thresholds or config.thresholds, dtype=torch.float32)
+    return soft_csi(transform.forward(levels).tolist())
+
+
 def mse(forecast: Tensor, observed: Tensor, known: Tensor) -> Tensor:
     """Mean squared error over known cells; tensors (B, T, H, W), `known` bool, values of unknown cells are ignored."""
     squared = torch.where(known, forecast - observed, 0.0).square()
@@ -28,7 +41,7 @@ def mse(forecast: Tensor, observed: Tensor, known: Tensor) -> Tensor:
 
 
 def balanced(forecast: Tensor, observed: Tensor, known: Tensor) -> Tensor:
-    """Squared plus absolute error weighted by observed intensity: weights 1, 2, 5, 10, 30 from 27.8, 34.2, 39, 46.6 dBZ."""
+    """Squared plus a tenth of the absolute error, both weighted by the observed intensity (`BALANCE_WEIGHTS`)."""
     weight = _balance(observed) * known
     error = torch.where(known, forecast - observed, 0.0)
     return (weight * (error.square() + 0.1 * error.abs())).sum() / weight.sum().clamp(min=1.0)

@@ -54,9 +54,9 @@ def step_rate(step: int, total: int, *, base: float, warmup: float = 0.2, floor:
 
 
 def reference_rate(step: int, total: int, *, base: float, warmup: float = 0.2, floor: float = 1e-3) -> float:
-    """Rate of update `step` as in the published trainings: the first update has rate 0, and past `total` it rises again.
+    """Rate of update `step` as in the published trainings, for comparing runs with theirs.
 
-    Only for comparing runs with theirs.
+    The first update has rate 0, and past `total` the rate rises again.
     """
     steps = round(warmup * total)
     if step < steps:
@@ -79,6 +79,10 @@ class MovingAverage:
         live = network.state_dict()
         moving = [name for name, value in self.weights.items() if value.is_floating_point()]
         torch._foreach_lerp_([self.weights[n] for n in moving], [live[n] for n in moving], pull)
+
+    def to(self, device: torch.device) -> None:
+        """Move to where the network is."""
+        self.weights = {name: value.to(device) for name, value in self.weights.items()}
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take over saved averages."""

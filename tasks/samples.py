@@ -1,4 +1,4 @@
-"""Samples: windows (t_in, y, x) -> (t_out, y, x) of the training data, dealt by event and drawn as a function of a step.
+"""Samples: windows (t_in, y, x) -> (t_out, y, x) of the training data, dealt by event, drawn as a function of a step.
 
 Which windows make batch `step` of a training depends on (seed, step) and nothing else, so that the sampler's position
 is one number and a resumed training sees exactly the samples the killed one would have seen.
@@ -119,7 +119,7 @@ class SampleSource:
 
     @cached_property
     def _cumulated(self) -> NDArray[np.float64]:
-        return np.r_[0.0, np.cumsum(np.nan_to_num(self.data.wet), dtype=np.float64)]
+        return np.concatenate([np.zeros(1), np.cumsum(np.nan_to_num(self.data.wet), dtype=np.float64)])
 
     def wet_share(self, starts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Wet share of the observed cells of the forecast frames of each window, 0..1."""
@@ -134,7 +134,7 @@ class SampleSource:
     @cached_property
     def _draw_weights(self) -> NDArray[np.float64]:
         wet = 1.0 - np.exp(-self.wet_share(self.windows("train")) / max(self.spec.wet_fraction, 1e-6))
-        return np.r_[0.0, np.cumsum(self.spec.floor + (1.0 - self.spec.floor) * wet)]
+        return np.concatenate([np.zeros(1), np.cumsum(self.spec.floor + (1.0 - self.spec.floor) * wet)])
 
     def draw(self, seed: int, step: int, count: int, *, augment: bool = False) -> list[Window]:
         """The `count` training windows of batch `step`: wet ones more often, a function of (seed, step) alone.
@@ -168,14 +168,23 @@ class SampleSource:
 
     def _block_wetness(self, frame: int) -> NDArray[np.float64]:
         ahead = self.data.wetness[frame + self.spec.t_in : frame + self.spec.length]
-        return ahead.mean(axis=0, dtype=np.float64)
+        mean: NDArray[np.float64] = ahead.mean(axis=0, dtype=np.float64)
+        return mean
 
     def _clamp(self, corner: int, axis: int) -> int:
         return min(max(corner, 0), self.data.info.shape[axis] - self.size[axis])
 
-    def held_out(self, split: str, limit: int | None = None) -> list[Window]:
-        """Windows of a split, in time order and evenly thinned to `limit`, each cropped where it is wettest."""
+    def held_out(self, split: str, limit: int | None = None, *, wet: bool = False) -> list[Window]:
+        """Windows of a split, in time order and evenly thinned to `limit`, each cropped where it is wettest.
+
+        Args:
+            split: train, val or test.
+            limit: At most so many.
+            wet: Wet windows only, where there are any.
+        """
         starts = self.windows(split)
+        if wet and self.is_wet(starts).any():
+            starts = starts[self.is_wet(starts)]
         if limit is not None and starts.size > limit:
             starts = starts[np.linspace(0, starts.size - 1, limit).round().astype(np.int64)]
         return [self._wettest(int(frame)) for frame in starts]

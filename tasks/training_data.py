@@ -19,8 +19,10 @@ from uuid import uuid4
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
 
 from tasks.feeds import Packing
+from tasks.packing import pack
 
 MARKER = "training_data"  # group attribute, written last
 INDEX = ("slot", "wetness", "wet")
@@ -96,35 +98,6 @@ class FrameBatch:
     values: NDArray[np.float32]
 
 
-def pack(values: NDArray[np.float32], packing: Packing) -> Codes:
-    """Codes of physical values; NaN becomes the fill code.
-
-    Raises:
-        ValueError: a value lies outside the packing's range.
-    """
-    dtype = np.dtype(packing.dtype)
-    observed = np.isfinite(values)
-    codes = np.rint((values.astype(np.float64) - packing.add_offset) / packing.scale_factor)
-    inside = (codes >= 0) & (codes <= np.iinfo(dtype).max) & (codes != packing.fill)
-    if not inside[observed].all():
-        worst = float(values[observed & ~inside].flat[0])
-        raise ValueError(f"expected values that fit {packing.dtype} codes of step {packing.scale_factor}; got {worst}")
-    packed: Codes = np.where(observed, codes, packing.fill).astype(dtype)
-    return packed
-
-
-def unpack(codes: Codes, packing: Packing) -> NDArray[np.float32]:
-    """Physical values (float32) of codes; the fill code becomes NaN."""
-    scale, offset = packing.scale_factor, packing.add_offset
-    if codes.dtype.itemsize <= 2:  # a table look-up is several times faster than arithmetic and a mask
-        table = np.arange(np.iinfo(codes.dtype).max + 1, dtype=np.float64) * scale + offset
-        table[packing.fill] = np.nan
-        return table.astype(np.float32)[codes]
-    values = (codes.astype(np.float64) * scale + offset).astype(np.float32)
-    values[codes == packing.fill] = np.nan
-    return values
-
-
 def block_wetness(values: NDArray[np.float32], threshold: float) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Wet share per block, uint8 (frame, block_y, block_x) of 255, and per frame, float32 (frame,).
 
@@ -186,7 +159,7 @@ def _write(batches: Iterable[FrameBatch], info: TrainingDataInfo, folder: Path) 
     pending: list[Codes] = []
     slots, wetness, wet, written = [], [], [], 0
     for batch in batches:
-        pending.append(pack(batch.values, info.packing))
+        pending.append(pack(batch.values, info.packing, info.no_echo or 0.0))
         slots.append(batch.slots)
         block, frame = block_wetness(batch.values, info.wet_threshold)
         wetness.append(block)
@@ -201,7 +174,8 @@ def _write(batches: Iterable[FrameBatch], info: TrainingDataInfo, folder: Path) 
     order = np.concatenate(slots).astype(np.int64)
     if np.any(np.diff(order) <= 0):
         raise ValueError("expected frames in ascending slots, each once")
-    for name, values in zip(INDEX, (order, np.concatenate(wetness), np.concatenate(wet)), strict=True):
+    index: tuple[NDArray[Any], ...] = (order, np.concatenate(wetness), np.concatenate(wet))
+    for name, values in zip(INDEX, index, strict=True):
         dimensions = ("frame", "block_y", "block_x")[: values.ndim]
         group.create_array(name, data=values, fill_value=0, dimension_names=dimensions)
     group.update_attributes({MARKER: asdict(info)})
@@ -228,7 +202,7 @@ def _create_codes(info: TrainingDataInfo, rows: int, group: zarr.Group) -> zarr.
         dtype=info.packing.dtype,
         chunks=(CHUNK_FRAMES, *tile),
         shards=(rows, *shard),
-        compressors=zarr.codecs.ZstdCodec(level=3),
+        compressors=ZstdCodec(level=3),
         fill_value=packing.fill,
         dimension_names=("frame", "y", "x"),
         attributes={
