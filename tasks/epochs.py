@@ -27,6 +27,9 @@ from tasks.slots import UNKNOWN, Calendar, FixedStep, Months, window
 SCHEMA = 1
 DAY = 288  # slots per metadata chunk
 BLOCK = 28 * DAY  # slots by which an axis grows: whole metadata chunks, so that growing rewrites nothing
+LONGEST = (
+    400 * BLOCK
+)  # by which one frame may lengthen an axis: 30 years of five minutes, not a broken clock's centuries
 KEY_BYTES, ETAG_BYTES, HASH_BYTES = 192, 96, 32
 
 

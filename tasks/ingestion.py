@@ -226,9 +226,11 @@ class _Ingest:
             yield part
 
     def _needs_epoch(self, archive: Archive, frame: PackedFrame) -> bool:
-        spec, latest = archive.spec, archive.latest()
-        changed = not frame.grid.equals(spec.grid) or spec.cadence != self._domain.feed.cadence
-        return changed and frame.time > spec.start and (latest is None or frame.time > latest + spec.cadence / 2)
+        spec = archive.spec
+        if frame.time <= spec.start or (frame.grid.equals(spec.grid) and spec.cadence == self._domain.feed.cadence):
+            return False
+        latest = archive.latest()
+        return latest is None or frame.time > latest + spec.cadence / 2
 
     def _spec(self, frame: PackedFrame, start: datetime) -> ArchiveSpec:
         source, grid, no_echo = self._domain.feed, frame.grid, frame.attrs.get("no_echo")

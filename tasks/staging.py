@@ -19,6 +19,7 @@ from tasks.epochs import (
     ETAG_BYTES,
     HASH_BYTES,
     KEY_BYTES,
+    LONGEST,
     SLOT_ARRAYS,
     Epoch,
     Status,
@@ -127,6 +128,9 @@ class Staging:
                 arrival, "off_grid", f"expected a time within {spec.tolerance} of a slot; got {frame.time} ({distance})"
             )
         if epoch is None or slot >= epoch.length:
+            beyond = -self._epochs[0].spec.slots.nearest(frame.time) if epoch is None else slot - epoch.length
+            if beyond > LONGEST:
+                return self._refuse(arrival, "off_grid", f"expected a time near the axis; got {frame.time}")
             epoch, slot = self._grown(epoch, frame.time)
         return epoch.name, slot
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import boto3
 import pytest
 import zarr
-from builders.weed import BUCKET, start_weed, stop_weed, storage_options
 from moto.server import ThreadedMotoServer
 
+from builders.weed import BUCKET, start_weed, stop_weed, storage_options
 from infra.objects import ObjectStore, UnsafeStore, preflight
 
 
