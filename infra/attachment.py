@@ -19,6 +19,11 @@ def attach(settings: Settings) -> Settings:
     return settings.model_copy(update=_found(settings))
 
 
+def running_settings() -> Settings:
+    """Settings of this process, attached to the running stack of its state folder, if there is one."""
+    return attach(Settings())
+
+
 def _found(settings: Settings) -> dict[str, object]:
     state = running_stack(settings)
     if state is None:

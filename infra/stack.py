@@ -53,6 +53,7 @@ __all__ = ["StackError", "attach", "down", "environment", "hold", "load_stack", 
 
 _FAILURES_BEFORE_GIVING_UP = 3
 _LONGEST_STOP = 90.0
+_SUPERVISOR_WITHIN = 10.0
 
 
 class StackError(RuntimeError):
@@ -180,20 +181,21 @@ def _start_supervisor(settings: Settings, state: StackState) -> None:
 
 
 def _wait_healthy(settings: Settings, timeout: float, report: Callable[[list[ServiceStatus]], None]) -> StackState:
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
     seen: list[ServiceStatus] = []
-    while time.monotonic() < deadline:
+    while time.monotonic() < began + timeout:
         state = running_stack(settings)
         if state is not None:
             seen = load_statuses(settings)
             report(seen)
             if seen and all(service.condition in ("healthy", "held") for service in seen):
                 return state
+        elif seen or time.monotonic() > began + _SUPERVISOR_WITHIN:
+            raise StackError(f"the supervisor has ended; its log ends with:\n{tail(log_file(settings, 'supervisor'))}")
         _give_up_early(seen)
         time.sleep(0.1)
-    failing = next((service for service in seen if service.condition not in ("healthy", "held", "waiting")), None)
-    log = failing.log if failing else log_file(settings, "supervisor")
-    name = failing.name if failing else "supervisor"
+    ill = [service for service in seen if service.condition not in ("healthy", "held", "waiting")]
+    name, log = (ill[0].name, ill[0].log) if ill else ("supervisor", log_file(settings, "supervisor"))
     raise StackError(f"{name} is not healthy after {timeout:.0f} s; its log ends with:\n{tail(log)}")
 
 

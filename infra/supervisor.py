@@ -1,7 +1,7 @@
 """The supervisor of the local stack: one daemon that starts, probes, restarts and, when asked, stops the services.
 
-Run as `python -m infra.supervisor`; `infra.stack.up` does. It ignores nothing it can act on: a service that ends, or
-stops answering, is started again after a growing pause; SIGTERM stops everything in reverse order of start.
+Run as `python -m infra.supervisor`; `infra.stack.up` does. A service that ends, or stops answering, is started
+again after a growing pause; SIGTERM stops everything in reverse order of start.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -147,7 +148,7 @@ class Supervisor:
     def __init__(self, settings: Settings, stack_id: str, kept: list[Service]) -> None:
         """Start nothing before `run`."""
         self._settings, self._stack_id = settings, stack_id
-        self._keepers = [Keeper(service, _unstarted(settings, service)) for service in kept]
+        self._keepers = [Keeper(service, unstarted(service, log_file(settings, service.name))) for service in kept]
         self._asked_to_stop = False
 
     def run(self) -> None:
@@ -196,8 +197,8 @@ class Supervisor:
         save_statuses(self._settings, [keeper.status for keeper in self._keepers])
 
 
-def _unstarted(settings: Settings, service: Service) -> ServiceStatus:
-    log = log_file(settings, service.name)
+def unstarted(service: Service, log: Path) -> ServiceStatus:
+    """A service before anything was done about it."""
     return ServiceStatus(service.name, "waiting", None, 0, now(), "", service.url, log)
 
 
