@@ -70,6 +70,7 @@ class CuboidSelfAttentionLayer(nn.Module):
             raise ValueError("global_dim_ratio other than 1 needs separate_global_qkv")
         self.num_heads = num_heads
         self.cuboid_size: Triple = cuboid_size
+        self.bias_cuboid: Triple = cuboid_size  # the bias table keeps this geometry even where the cuboid is reduced
         self.shift_size: Triple = shift_size
         self.strategy: Strategy = strategy
         self.padding_type: Padding = padding_type
@@ -143,7 +144,7 @@ class CuboidSelfAttentionLayer(nn.Module):
         volume = layout.volume
         if self.relative_position_bias_table is not None:
             scores = scores + relative_position_bias(
-                self.relative_position_bias_table, self.cuboid_size, volume, volume
+                self.relative_position_bias_table, self.bias_cuboid, volume, volume
             )
         allowed = attention_mask(layout, layout, q.device)
         allowed = None if allowed is None else allowed[:, None]

@@ -33,7 +33,6 @@ class CuboidTransformerUNetDecoder(nn.Module):
                 config.units[level],
                 config.units[level + 1],
                 config.downsample_thw,
-                norm_layer=config.norm_layer,
                 padding_type=config.padding_type,
             )
             for level in range(config.levels - 1)

@@ -117,14 +117,14 @@ class CuboidLayout:
         observed = self.real_volume(device)
         if observed is None:
             return None
-        return self._reorder(self._roll(observed[None, ..., None]))[0, :, :, 0]
+        return self._reorder(observed[None, ..., None])[0, :, :, 0]
 
     def real_volume(self, device: torch.device) -> Tensor | None:
-        """As `real`, in the order of the padded, unrolled volume (T, H, W)."""
+        """As `real`, in the order of the padded and rolled volume (T, H, W)."""
         if self.padding != "ignore" or not any(self.pads):
             return None
         ones = torch.ones(1, *self.size, 1, device=device)
-        return pad_volume(ones, self.pads, "zeros", time_first=self.time_first)[0, ..., 0].bool()
+        return self._roll(pad_volume(ones, self.pads, "zeros", time_first=self.time_first))[0, ..., 0].bool()
 
     def _roll(self, x: Tensor) -> Tensor:
         if not any(self.shift):

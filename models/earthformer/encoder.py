@@ -47,7 +47,6 @@ class CuboidTransformerEncoder(nn.Module):
                 units[level],
                 units[level + 1],
                 config.downsample_thw,
-                norm_layer=config.norm_layer,
                 padding_type=config.padding_type,
             )
             for level in range(config.levels - 1)

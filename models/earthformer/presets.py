@@ -131,8 +131,7 @@ _PRESETS: dict[str, Preset] = {
     ),
     "earthformer/small-64": Preset(
         {
-            **_stacked((16, 32), (2, 2), (1, 1)),
-            **_SEPARATE,
+            **_stacked((8, 16, 32), (2, 2, 1), (1, 1, 1)),
             "use_global_vector_ffn": False,
             "input_shape": (13, 64, 64, 1),
             "target_shape": (12, 64, 64, 1),
