@@ -154,7 +154,7 @@ def open_training_data(folder: Path) -> TrainingData:
 
 def _write(batches: Iterable[FrameBatch], info: TrainingDataInfo, folder: Path) -> None:
     group = zarr.create_group(str(folder), attributes={"archive_snapshot": info.archive_snapshot})
-    rows = _shard_frames(info)
+    rows = frames_per_shard(info)
     codes = _create_codes(info, rows, group)
     pending: list[Codes] = []
     slots, wetness, wet, written = [], [], [], 0
@@ -187,7 +187,8 @@ def _append(codes: zarr.Array[Any], block: Codes, written: int) -> int:
     return written + len(block)
 
 
-def _shard_frames(info: TrainingDataInfo) -> int:
+def frames_per_shard(info: TrainingDataInfo) -> int:
+    """Frames of one shard: whole chunks, few enough to be held in memory."""
     frame = info.shape[0] * info.shape[1] * np.dtype(info.packing.dtype).itemsize
     return max(CHUNK_FRAMES, min(SHARD_FRAMES, SHARD_BYTES // frame // CHUNK_FRAMES * CHUNK_FRAMES))
 
