@@ -55,7 +55,7 @@ def _check_quantity(field: h5py.Dataset) -> None:
     step, offset, missing = (attribute(field, word) for word in ("scale_factor", "add_offset", "_FillValue"))
     if name != "precipitation_amount" or units not in ("kg m-2", "mm") or field.dtype != np.int16:
         raise FrameRejected("wrong_quantity", f"expected precipitation_amount; got {name!r} [{units}] {field.dtype}")
-    if (round(float(step), 9), offset, missing) != (_DEPTH_STEP, 0.0, _MISSING):
+    if abs(float(step) - _DEPTH_STEP) > 1e-6 or (offset, missing) != (0.0, _MISSING):
         raise FrameRejected("wrong_quantity", f"expected codes of 0.05 mm, -1 missing; got {step}, {offset}, {missing}")
 
 
