@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from tasks.epochs import Status
 from tasks.slots import as_datetime
 
 Field = NDArray[np.float32]
@@ -99,7 +100,7 @@ def known_at(stored: xr.Dataset, quantity: str, at: datetime, latency: timedelta
         ContextFrame(
             time=as_datetime(stored["time"].values[step]),
             age=at - as_datetime(valid[step]),
-            status=_status(stored, step) if received[step] else "expected",
+            status=Status(int(stored["status"].values[step]) if received[step] else Status.EXPECTED).name.lower(),
             source_key=str(stored["source_key"].values[step]),
             interpolated=False,
             coverage=round(float(coverage[step]), 4),
@@ -124,11 +125,6 @@ def _usable(
             verb = "flagged" if usable[step] else "taken as missing"
             notes.append(f"{name} observes {coverage[step]:.0%} of the grid, usual are {usual:.0%}: {verb}")
     return tuple(bool(flag) for flag in usable), tuple(notes)
-
-
-def _status(stored: xr.Dataset, step: int) -> str:
-    words = str(stored["status"].attrs.get("flag_meanings", "expected present late corrected rejected missing"))
-    return words.split()[int(stored["status"].values[step])]
 
 
 def _suddenly_dry(frames: Field, usable: NDArray[np.bool_], step: int, quantity: str) -> bool:

@@ -58,6 +58,7 @@ class Context:
         snapshot: Id of the archive's snapshot that was read.
         rule: How "received by `at`" was decided: from recorded receipts, from valid time + latency, or both.
         latency: Delay used where receipt was not recorded.
+        licence: SPDX identifier of the observations.
     """
 
     frames: xr.DataArray
@@ -70,6 +71,7 @@ class Context:
     snapshot: str
     rule: Rule
     latency: timedelta
+    licence: str = ""
 
     @property
     def quantity(self) -> str:
@@ -101,7 +103,8 @@ def build_context(
     except EpochMismatch:  # the grid has just changed: older frames are of no use
         stored = archive.read(archive.epochs(as_of)[-1].spec.start, at, as_of=as_of)
     known = known_at(stored, domain.feed.quantity, at, latency)
-    return _judge(known, domain, at, latency, str(stored.attrs.get("archive_snapshot", "")))
+    context = _judge(known, domain, at, latency, str(stored.attrs.get("archive_snapshot", "")))
+    return replace(context, licence=str(stored.attrs.get("license", "")))
 
 
 def _judge(known: Known, domain: Domain, at: datetime, latency: timedelta, snapshot: str) -> Context:

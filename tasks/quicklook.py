@@ -1,0 +1,159 @@
+"""Pictures of a product: one PNG a lead and one animation, north up, grey hatching where nothing is known.
+
+Palette images drawn with numpy and Pillow: a lead of a million cells takes tens of milliseconds. Without a coastline at
+hand, meridians and parallels say where things are.
+"""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import lru_cache
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+FOLDER = "quicklook"
+
+Codes = NDArray[np.uint8]
+
+_LONGEST = 1300  # pixels
+_SHORTEST = 256
+_HEADER, _FOOTER = 40, 34
+_FRAME_MS, _LAST_MS = 350, 1200
+_THREADS = 4
+
+# From pale blue through green and yellow to red and violet: lightness falls all the way.
+_COLOURS = (
+    (255, 255, 255),
+    (208, 226, 242),
+    (158, 202, 225),
+    (84, 158, 205),
+    (49, 130, 100),
+    (90, 170, 60),
+    (240, 220, 70),
+    (253, 160, 50),
+    (227, 60, 40),
+    (160, 15, 60),
+    (90, 0, 90),
+)
+_BREAKS = {
+    "rainfall_rate": (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100),
+    "equivalent_reflectivity_factor": (5, 10, 15, 20, 25, 30, 35, 40, 50, 60),
+    "vil": (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 60),
+}
+_GREY, _HATCH, _LINE, _INK = 11, 12, 13, 14
+_PALETTE = bytes(
+    channel
+    for colour in (*_COLOURS, (225, 225, 225), (196, 196, 196), (130, 130, 140), (20, 20, 20))
+    for channel in colour
+)
+
+
+def draw_quicklooks(product: xr.Dataset, quantity: str) -> dict[str, bytes]:
+    """Key below the product's folder -> bytes: `quicklook/lead_005min.png`, ... and `quicklook/animation.gif`.
+
+    Args:
+        product: <quantity>_mean (lead_time, y, x), lat and lon [degrees], and the attributes of `build_product`.
+        quantity: rainfall_rate, equivalent_reflectivity_factor or vil.
+    """
+    canvas = _Canvas(product, quantity)
+    leads = range(product.sizes["lead_time"])
+    with ThreadPoolExecutor(_THREADS) as pool:
+        images = list(pool.map(canvas.draw, leads))
+        files = list(pool.map(_png, images))
+    names = [f"{FOLDER}/lead_{minutes:03d}min.png" for minutes in canvas.minutes]
+    return {**dict(zip(names, files, strict=True)), f"{FOLDER}/animation.gif": _gif(images)}
+
+
+class _Canvas:
+    """What all leads of a product share: size, grid lines, scale and the words above it."""
+
+    def __init__(self, product: xr.Dataset, quantity: str) -> None:
+        self.field = product[f"{quantity}_mean"]
+        self.breaks = _BREAKS[quantity]
+        rows, columns = (self.field.sizes[axis] for axis in ("y", "x"))
+        self.stride = max(1, -(-max(rows, columns) // _LONGEST))
+        self.zoom = max(1, _SHORTEST // max(rows, columns))
+        self.upwards = bool(product["y"].values[0] < product["y"].values[-1])
+        self.lines = self._place(_graticule(product["lat"].values, product["lon"].values, (rows, columns)))
+        self.minutes = [int(lead / np.timedelta64(60, "s")) for lead in product["lead_time"].values]
+        self.valid = [_moment(time) for time in product["time"].values]
+        self.head = f"{product.attrs['title']}, {self.field.attrs['units']}"
+        self.issue = (
+            f"from {_moment(product['init_time'].values):%Y-%m-%d %H:%M} UTC, "
+            f"{product.attrs['rung']}, context {product.attrs['verdict']}"
+        )
+
+    def draw(self, lead: int) -> Image.Image:
+        """The picture of one lead, a palette image."""
+        values = self._place(self.field.values[lead])
+        codes = np.searchsorted(np.asarray(self.breaks, np.float32), values, side="right").astype(np.uint8)
+        rows, columns = np.ogrid[0 : values.shape[0], 0 : values.shape[1]]
+        unknown = ~np.isfinite(values)
+        codes[unknown] = np.where((rows + columns) % 8 < 2, _HATCH, _GREY).astype(np.uint8)[unknown]
+        codes[self.lines] = _LINE
+        page = Image.new("P", (max(values.shape[1], _SHORTEST), values.shape[0] + _HEADER + _FOOTER), 0)
+        page.putpalette(_PALETTE)
+        page.paste(Image.fromarray(codes), (0, _HEADER))
+        pen = ImageDraw.Draw(page)
+        pen.text((6, 4), f"{self.head}: {self.valid[lead]:%H:%M} UTC (+{self.minutes[lead]} min)", _INK, _font())
+        pen.text((6, 22), self.issue, _INK, _font())
+        self._scale(pen, page.width, values.shape[0] + _HEADER + 4)
+        return page
+
+    def _place(self, plane: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Every n-th cell, or every cell n times, north up."""
+        plane = plane[:: self.stride, :: self.stride]
+        plane = np.repeat(np.repeat(plane, self.zoom, axis=0), self.zoom, axis=1)
+        return plane[::-1] if self.upwards else plane
+
+    def _scale(self, pen: ImageDraw.ImageDraw, width: int, top: int) -> None:
+        side = min(48, (width - 12) // len(_COLOURS))
+        for code in range(len(_COLOURS)):
+            left = 6 + code * side
+            pen.rectangle((left, top, left + side, top + 10), fill=code, outline=_LINE)
+            if code:
+                pen.text((left, top + 13), f"{self.breaks[code - 1]:g}", _INK, _font(), anchor="ma")
+
+
+def _graticule(lat: NDArray[np.float32], lon: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Cells where a round meridian or parallel passes."""
+    if lat.ndim == 1:
+        lat, lon = np.broadcast_to(lat[:, None], shape), np.broadcast_to(lon[None, :], shape)
+    marks = np.zeros(shape, bool)
+    for degrees in (lat, lon):
+        extent = float(np.nanmax(degrees) - np.nanmin(degrees))
+        step = next((step for step in (0.1, 0.25, 0.5, 1, 2, 5, 10, 20) if extent / step <= 6), 30)
+        band = np.floor(degrees / step)
+        marks[1:] |= band[1:] != band[:-1]
+        marks[:, 1:] |= band[:, 1:] != band[:, :-1]
+    return marks
+
+
+def _png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=6)
+    return out.getvalue()
+
+
+def _gif(images: list[Image.Image]) -> bytes:
+    out = io.BytesIO()
+    durations = [*[_FRAME_MS] * (len(images) - 1), _LAST_MS]
+    images[0].save(
+        out, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False, disposal=1
+    )
+    return out.getvalue()
+
+
+def _moment(time: NDArray[np.datetime64] | np.datetime64) -> datetime:
+    moment: datetime = np.asarray(time).astype("datetime64[s]").item()
+    return moment
+
+
+@lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(13)
