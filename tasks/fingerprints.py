@@ -27,8 +27,8 @@ def fingerprints(archive: Archive, start: datetime, end: datetime, *, as_of: str
     session = session_at(archive.repository, as_of)
     found: dict[datetime, str] = {}
     for epoch, first, stop in overlapping(archive.epochs(session.snapshot_id), start, end):
-        table = SlotTable(session.store, epoch)
-        filled = np.flatnonzero(np.isin(table.read("status", first, stop), FILLED))
-        hashes = table.read("content_hash", first, stop)
-        found |= {epoch.spec.slots.time(first + int(slot)): hashes[slot].tobytes().hex() for slot in filled}
+        rows = SlotTable(session.store, epoch).columns(["status", "content_hash"], first, stop)
+        filled = np.flatnonzero(np.isin(rows["status"], FILLED))
+        times = (epoch.spec.slots.time(first + int(slot)) for slot in filled)
+        found |= {time: rows["content_hash"][slot].tobytes().hex() for time, slot in zip(times, filled, strict=True)}
     return found
