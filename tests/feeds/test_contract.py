@@ -27,7 +27,7 @@ UNITS = {"rainfall_rate": "mm h-1", "equivalent_reflectivity_factor": "dBZ", "vi
 DAY = timedelta(days=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Opened:
     """A case with its feed, its bytes and their frames."""
 
@@ -248,7 +248,7 @@ def test_packing_gives_every_value_back_and_keeps_wet_dry_and_missing_apart(open
 @pytest.mark.parametrize("share", [0.0, 0.002, 0.1, 0.37, 0.6, 0.9, 0.999])
 def test_a_truncated_object_is_rejected(opened: Opened, share: float) -> None:
     reason = rejection(opened.feed.decode, opened.data[: int(share * len(opened.data))], opened.case.key).reason
-    assert reason in ("truncated", "corrupt", "no_data")
+    assert reason in (("truncated", "corrupt") if share > 0.01 else ("truncated", "corrupt", "no_data", "unreadable"))
 
 
 @pytest.mark.parametrize("missing", [1, 4, 9])
