@@ -51,13 +51,19 @@ def small_domain(root: Path, *, frames: int = 5, lead_times: int = 12, max_missi
     )
 
 
-def moving_rain(steps: int, shape: tuple[int, int] = (64, 72), velocity: tuple[float, float] = (2.0, 1.0)) -> Frames:
+def moving_rain(
+    steps: int,
+    shape: tuple[int, int] = (64, 72),
+    velocity: tuple[float, float] = (2.0, 1.0),
+    origin: tuple[int, int] = (0, 0),
+) -> Frames:
     """(time, y, x) [mm h-1]: three smooth cells that move `velocity` (x, y) cells a step, dry around them."""
     rows, columns = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float64)
     out = np.zeros((steps, *shape), np.float32)
     for column, row, width, peak in ((12, 14, 4.0, 20.0), (30, 40, 5.0, 10.0), (20, 28, 3.0, 30.0)):
         for step in range(steps):
-            dx, dy = columns - column - velocity[0] * step, rows - row - velocity[1] * step
+            dx = columns - origin[0] - column - velocity[0] * step
+            dy = rows - origin[1] - row - velocity[1] * step
             out[step] += peak * np.exp(-(dx**2 + dy**2) / (2 * width**2))
     out[out < 0.05] = 0
     return out
