@@ -25,6 +25,7 @@ _THREAD_SAFE = "ECCODES_THREADS" in eccodes.codes_get_features(eccodes.CODES_FEA
 _ECCODES: AbstractContextManager[object] = nullcontext() if _THREAD_SAFE else threading.Lock()
 
 _MICRODEGREES = 1_000_000
+_SMALLEST_PNG = 256
 # Code table 3.2; 2 (IAU 1965) is what MRMS declares.
 _ELLIPSOIDS = {
     0: "+R=6367470",
@@ -151,7 +152,8 @@ def encode_field(values: Float64, header: Header) -> bytes:
     ny, nx = values.shape
     first = {"latitude": header.latitude[0], "longitude": header.longitude[0] % 360.0}
     last = {"latitude": header.latitude[-1], "longitude": header.longitude[-1] % 360.0}
-    decimals = -round(np.log10(header.resolution))
+    # ecCodes reads a constant field's reference as the value itself, the standard as a decimal code: 0 is both.
+    decimals = -round(np.log10(header.resolution)) if np.ptp(values) > 0 else 0
     keys = {
         "discipline": header.parameter[0],
         "centre": 161,
@@ -181,8 +183,10 @@ def encode_field(values: Float64, header: Header) -> bytes:
                 eccodes.codes_set(handle, key, value)
             eccodes.codes_set_values(handle, np.ascontiguousarray(values, np.float64).ravel())
             # Asked for PNG at once, ecCodes 2.42 takes a binary scale of its own (values off the step) and refuses a
-            # constant field; packed simply first and then repacked, it keeps the decimal step exactly.
-            eccodes.codes_set(handle, "packingType", "grid_png")
+            # constant field; packed simply first and then repacked, it keeps the decimal step exactly. Its buffer is as
+            # large as the plain values, which the PNG of a very small field exceeds: that stays simply packed.
+            if values.size >= _SMALLEST_PNG:
+                eccodes.codes_set(handle, "packingType", "grid_png")
             message: bytes = eccodes.codes_get_message(handle)
         finally:
             eccodes.codes_release(handle)

@@ -100,6 +100,11 @@ def _check_packing(section: bytes, data: bytes, nx: int, ny: int) -> None:
     scale, widest = max(binary & 0x7FFF, decimal & 0x7FFF), 16 if template == _PNG_PACKING else 32
     if points != nx * ny or bits > widest or scale > 30 or not math.isfinite(reference):
         raise FrameRejected("corrupt", f"packing of {points} values in {bits} bits with scales {binary}, {decimal}")
+    if not bits and decimal and reference:
+        # ecCodes takes the reference of a constant field for its value, the standard for a decimal code of it.
+        raise FrameRejected(
+            "unreadable", f"a constant field of {reference} with decimal scale {decimal} has two meanings"
+        )
     if template == _PNG_PACKING and bits:
         _check_png(data, (nx, ny, 8 if bits <= 8 else 16, 0, 0, 0, 0))
         return
