@@ -21,8 +21,8 @@ Architecture = EarthformerConfig
 class ForecasterConfig(BaseModel):
     """Everything needed to rebuild a trained forecaster, beside its weights.
 
-    `anchor` "persistence" is our addition to the paper: the network gives a residual to the last frame in network space, so that
-    training starts at the skill of persistence.
+    `anchor` "persistence" is our addition to the paper: the network gives a residual to the last frame in network
+    space, so that training starts at the skill of persistence.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +51,18 @@ class ForecasterConfig(BaseModel):
         if self.anchor == "persistence" and self.architecture.input_shape[-1] != self.architecture.target_shape[-1]:
             raise ValueError("anchor persistence needs as many channels out as in")
         return self
+
+    def resized(self, *, t_in: int, t_out: int, patch: tuple[int, int]) -> Self:
+        """The same model for other frame counts and another grid (H, W).
+
+        Raises:
+            ValueError: the architecture cannot have that size.
+        """
+        architecture = self.architecture.model_dump()
+        architecture["input_shape"] = (t_in, *patch, self.architecture.input_shape[-1])
+        architecture["target_shape"] = (t_out, *patch, self.architecture.target_shape[-1])
+        update = {"architecture": architecture, "t_in": t_in, "t_out": t_out}
+        return type(self).model_validate(self.model_dump() | update)
 
     @property
     def patch(self) -> tuple[int, int]:

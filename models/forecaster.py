@@ -1,4 +1,4 @@
-"""The contract every forecaster keeps, and the trained network that keeps it: transform, gaps, tiles, back to physical units."""
+"""The contract every forecaster keeps, and the trained network that keeps it: transform, gaps, tiles, and back."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class Forecaster(Protocol):
 class NetworkForecaster:
     """A deterministic network on any grid.
 
-    A grid other than the trained one is cut into tiles that overlap by a quarter and blend; a smaller one is padded. A context
-    cell not observed takes its latest earlier value, else its next later one, else 0 in network space; the forecast is NaN where
-    the newest frame was not observed. All members are equal.
+    A grid larger than the trained one is cut into tiles that overlap by a quarter and blend; a smaller one is padded. A
+    context cell not observed takes its latest earlier value, else its next later one, else 0 in network space; the
+    forecast is NaN where the newest frame was not observed. All members are equal.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class NetworkForecaster:
         return self.config.t_out
 
     def forecast(self, context: Fields, lead_times: int, *, members: int = 1, seed: int = 0) -> Fields:
-        """Forecast (member, lead_time, y, x) from context (t_in, y, x), both float32 in the config's quantity; see Forecaster.
+        """Forecast (member, lead_time, y, x) from context (t_in, y, x), float32 of the model's quantity.
 
         Raises:
             ValueError: a context of another shape, more lead times than `t_out`, or no members.

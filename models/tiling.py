@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def tile_starts(length: int, patch: int, overlap: int) -> list[int]:
-    """First cell of each tile along one axis: even spacing, at least `overlap` shared cells, the last tile ends at `length`."""
+    """First cell of each tile along one axis: evenly spaced, sharing at least `overlap` cells, ending at `length`."""
     if length <= patch:
         return [0]
     count = math.ceil((length - overlap) / (patch - overlap))
@@ -19,7 +19,7 @@ def tile_starts(length: int, patch: int, overlap: int) -> list[int]:
 
 
 def blend_weights(patch: tuple[int, int], overlap: int) -> Tensor:
-    """Weight of each cell of a tile (H, W) before normalisation: 1 inside, falling as sin² to the edge over `overlap` cells."""
+    """Unnormalised weight of each cell of a tile (H, W): 1 inside, falling as sin² to the edge over `overlap` cells."""
 
     def ramp(length: int) -> Tensor:
         cell = torch.arange(length, dtype=torch.float64)
@@ -30,7 +30,7 @@ def blend_weights(patch: tuple[int, int], overlap: int) -> Tensor:
 
 
 def normalised_weights(size: tuple[int, int], patch: tuple[int, int], overlap: int) -> list[tuple[int, int, Tensor]]:
-    """Every tile of a grid of `size` with its weights (H, W) float32: (row, column, weights); they add to 1 in each cell."""
+    """Every tile of a grid of `size` as (row, column, weights (H, W) float32); the weights add to 1 in each cell."""
     window = blend_weights(patch, overlap)
     height, width = patch
     corners = [

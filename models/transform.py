@@ -1,6 +1,7 @@
 """Physical units ↔ what a network sees; the transform travels inside the checkpoint.
 
-Rain becomes logarithmic reflectivity, which spreads drizzle and downpour over about [0, 1]; other quantities are scaled linearly.
+Rain becomes logarithmic reflectivity, which spreads drizzle and downpour over about [0, 1]; other quantities are scaled
+linearly.
 
 References:
     Marshall, J. S. & Palmer, W. M. (1948), doi:10.1175/1520-0469(1948)005<0165:TDORWS>2.0.CO;2 (Z = 200 R^1.6).
@@ -25,7 +26,7 @@ _NEPERS_PER_DECIBEL = math.log(10.0) / 10.0
 class Transform(BaseModel):
     """u = 10·log10(1 + a·R^b)/scale ("log_reflectivity", R in mm h-1), or u = (x − offset)/scale ("linear").
 
-    NaN (not observed) stays NaN in `forward` and `inverse`; `encode` gives a network its zeros and the mask beside them.
+    NaN (not observed) stays NaN in `forward` and `inverse`; `encode` gives a network its zeros and the mask beside.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +48,7 @@ class Transform(BaseModel):
             ValueError: a quantity without one.
         """
         try:
-            return cls(quantity=quantity, **_USUAL[quantity])
+            return cls.model_validate({"quantity": quantity, **_USUAL[quantity]})
         except KeyError:
             raise ValueError(f"expected a quantity of {', '.join(_USUAL)}; got {quantity!r}") from None
 

@@ -1,4 +1,4 @@
-"""Golden cases: every file of reference figures under a path is matched to a loader and checked; an unmatched file fails."""
+"""Golden cases: every file of reference figures under a path is checked by its loader; an unmatched file fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DOCUMENTATION = frozenset({"README.md", "recipe.py"})
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """One golden case: `worst` error beside its `tolerance`, relative to the largest golden value unless `message` says else."""
+    """One golden case: its `worst` error beside the `tolerance`, both relative to the largest golden value."""
 
     case: str
     ok: bool
@@ -27,7 +27,7 @@ class GoldenLoader(Protocol):
     """Knows one kind of golden file."""
 
     def claims(self, path: Path, document: Document | None) -> bool:
-        """Whether this file is a case of this loader, by folder, kind or model; `document` is the content of a JSON file."""
+        """Whether this file is a case of this loader, by folder, kind or model; `document` is a JSON file's content."""
         ...
 
     def companions(self, path: Path) -> Collection[Path]:
@@ -43,8 +43,9 @@ def loaders() -> tuple[GoldenLoader, ...]:
     """Every loader there is, asked in this order."""
     from tasks.golden_earthformer import ModuleLoader
     from tasks.golden_full import FullModelLoader, PatternTableLoader
+    from tasks.golden_metrics import MetricLoader
 
-    return ModuleLoader(), FullModelLoader(), PatternTableLoader()
+    return ModuleLoader(), FullModelLoader(), PatternTableLoader(), MetricLoader()
 
 
 def run_golden(

@@ -109,7 +109,7 @@ def _check_double(module: nn.Module, document: Document, tensors: dict[str, Tens
 def check_gradients(
     module: nn.Module, golden: dict[str, float | None], total: float, tolerance: float, findings: Findings
 ) -> None:
-    """L2 norm of each parameter's gradient against `golden` (None: no gradient), errors relative to the `total` norm."""
+    """L2 norm of each parameter's gradient against `golden` (None: no gradient); `total` over all parameters."""
     for name, parameter in module.named_parameters():
         expected = golden.get(name)
         if expected is None or parameter.grad is None:

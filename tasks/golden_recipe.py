@@ -1,4 +1,4 @@
-"""Weights and inputs of the golden files: an integer hash of name and position, equal on every machine (shared/golden README)."""
+"""Weights and inputs of the golden files: an integer hash of name and position, equal on every machine."""
 
 from __future__ import annotations
 

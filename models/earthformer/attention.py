@@ -26,7 +26,8 @@ Heads = tuple[Tensor, ...]
 
 def split_heads(x: Tensor, parts: int, heads: int) -> Heads:
     """x (B, ..., L, parts·h·d) → `parts` tensors (B, ..., h, L, d)."""
-    return x.unflatten(-1, (parts, heads, -1)).transpose(-4, -2).unbind(-3)
+    split = x.view(*x.shape[:-1], parts, heads, -1).transpose(-4, -2)
+    return tuple(split[..., part, :, :] for part in range(parts))
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -37,8 +38,8 @@ def merge_heads(x: Tensor) -> Tensor:
 class CuboidSelfAttentionLayer(nn.Module):
     """Attention inside cuboids; tokens also see the global vectors, and the global vectors see every token.
 
-    No residual inside. `reference_global_mask` keeps a published quirk for padding "ignore": the validity of keys is read in
-    raster instead of cuboid order.
+    No residual inside. `reference_global_mask` keeps a published quirk for padding "ignore": global vectors read the
+    validity of keys in raster instead of cuboid order.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Earthformer with auxiliary inputs (Gao et al. 2022, EarthNet2021 experiment): a U-Net decoder fed by known future drivers."""
+"""Earthformer with auxiliary inputs (Gao et al. 2022, EarthNet2021): a U-Net decoder fed by known future drivers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.earthformer.config import EarthformerConfig
 from models.earthformer.cuboids import resample_nearest
 from models.earthformer.decoder import cross_blocks, hierarchical_embeddings, self_blocks, upsample_layers
-from models.earthformer.encoder import CuboidTransformerEncoder
+from models.earthformer.encoder import CuboidTransformerEncoder, level_blocks
 from models.earthformer.initialise import initialise
 from models.earthformer.layers import PatchMerging3D, PosEmbed
 from models.earthformer.network import build_final_decoder, build_initial_encoder
@@ -63,12 +63,12 @@ class CuboidTransformerUNetDecoder(nn.Module):
         attentions = self.down_self_blocks if way == "down" else self.up_self_blocks
         crosses = self.down_cross_blocks if way == "down" else self.up_cross_blocks
         start = self.config.dec_cross_start
-        for index, attention in enumerate(attentions[level].children()):
+        for index, attention in enumerate(level_blocks(attentions, level)):
             x, updated = attention(x, g)
             if updated is not None and self.config.dec_self_update_global:
                 g = updated
             if self._crosses(way) and level >= start:
-                x = crosses[level - start][index](x, memory, g)
+                x = level_blocks(crosses, level - start)[index](x, memory, g)
         return x, g
 
 

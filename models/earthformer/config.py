@@ -266,7 +266,7 @@ def _each_level(patterns: str | tuple[str, ...], levels: int) -> tuple[str, ...]
 
 
 def _of_level(values: Any, level: int, depth: int) -> tuple[Any, ...]:
-    """The layers' values at `level`: `values` is one list of layers (nested `depth` deep) for all levels, or a list of such."""
+    """The layers' values at `level`; `values` is one list of layers nested `depth` deep, or such a list by level."""
     nesting, inner = 0, values
     while isinstance(inner, tuple):
         nesting, inner = nesting + 1, inner[0]

@@ -1,4 +1,4 @@
-"""Cuboid cross-attention: the decoder's tokens look into the encoder's memory of the same level (Gao et al. 2022, section 3.2)."""
+"""Cuboid cross-attention: the decoder looks into the encoder's memory of its level (Gao et al. 2022, section 3.2)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from models.earthformer.layers import Norm, build_norm
 class CuboidCrossAttentionLayer(nn.Module):
     """Query cuboid k attends to memory cuboid k, and to the memory's global vectors where there are any.
 
-    Only the query is normalised. `max_temporal_relative` bounds query plus memory frames; relative time counts both from 0.
+    Only the query is normalised. `max_temporal_relative` bounds query plus memory frames, both counted from 0.
     """
 
     def __init__(

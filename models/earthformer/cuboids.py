@@ -1,7 +1,7 @@
 """Earthformer's cuboid decomposition (Gao et al. 2022, section 3.1, arXiv:2207.05833).
 
-A (T, H, W) volume is padded, rolled and cut into cuboids of equal size; attention runs inside each. Along an axis a cuboid is
-local ("l", neighbouring cells) or dilated ("d", every n-th cell).
+A (T, H, W) volume is padded, rolled and cut into cuboids of equal size; attention runs inside each. Along an axis a
+cuboid is local ("l", neighbouring cells) or dilated ("d", every n-th cell).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class CuboidLayout:
 
     @classmethod
     def reduced(cls, size: Triple, cuboid: Triple, shift: Triple, strategy: Strategy, padding: Padding) -> Self:
-        """A layout whose cuboid never exceeds the volume; an axis that is dilated or inside one cuboid is not shifted."""
+        """A cuboid never larger than the volume; an axis that is dilated or inside one cuboid is not shifted."""
         axes = [
             (min(n, b), 0 if kind == "d" or n <= b else s)
             for n, b, s, kind in zip(size, cuboid, shift, strategy, strict=True)
@@ -113,7 +113,7 @@ class CuboidLayout:
         return self._reorder(label[None, ..., None])[0, :, :, 0]
 
     def real(self, device: torch.device) -> Tensor | None:
-        """True for tokens that are not padding (cuboids, volume); None where there is none or the padding takes part."""
+        """True for tokens that are not padding (cuboids, volume); None where padding is absent or takes part."""
         observed = self.real_volume(device)
         if observed is None:
             return None

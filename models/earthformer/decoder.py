@@ -1,4 +1,4 @@
-"""The hierarchical decoder: from the coarsest level up, self-attention and cross-attention to the memory of the same level."""
+"""The hierarchical decoder: from the coarsest level up, self-attention and cross-attention to the level's memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.earthformer.blocks import BlockSettings, StackCuboidCrossAttentionBlock, StackCuboidSelfAttentionBlock
 from models.earthformer.config import EarthformerConfig
-from models.earthformer.encoder import block_settings
+from models.earthformer.encoder import block_settings, level_blocks
 from models.earthformer.layers import PosEmbed, Upsample3DLayer
 
 
@@ -87,7 +87,7 @@ class CuboidTransformerDecoder(nn.Module):
         return z
 
     def _level(self, level: int, z: Tensor, memory: Tensor, g: Tensor | None) -> Tensor:
-        attentions, depth = list(self.self_blocks[level].children()), self.config.dec_depth[level]
+        attentions, depth = level_blocks(self.self_blocks, level), self.config.dec_depth[level]
         delay = depth - len(attentions)  # 1 where the level begins with a cross-attention
         for index in range(depth):
             if index >= delay:
@@ -95,5 +95,5 @@ class CuboidTransformerDecoder(nn.Module):
                 if updated is not None and self.config.dec_self_update_global:
                     g = updated
             if level >= self.config.dec_cross_start:
-                z = self.cross_blocks[level - self.config.dec_cross_start][index](z, memory, g)
+                z = level_blocks(self.cross_blocks, level - self.config.dec_cross_start)[index](z, memory, g)
         return z

@@ -65,17 +65,17 @@ class CuboidTransformerEncoder(nn.Module):
         memories: list[Tensor] = []
         globals_: list[Tensor | None] = []
         g = global_vectors
-        for level, blocks in enumerate(self.blocks):
+        for level in range(len(self.blocks)):
             if level > 0:
                 x = self.down_layers[level - 1](x)
                 g = self.down_layer_global_proj[level - 1](g) if g is not None else None
-            for block in iter_blocks(blocks):
+            for block in level_blocks(self.blocks, level):
                 x, g = block(x, g)
             memories.append(x)
             globals_.append(g)
         return memories, globals_
 
 
-def iter_blocks(blocks: nn.Module) -> list[nn.Module]:
+def level_blocks(levels: nn.ModuleList, level: int) -> list[nn.Module]:
     """The blocks of one level."""
-    return list(blocks.children())
+    return list(levels[level].children())

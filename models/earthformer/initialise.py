@@ -15,7 +15,7 @@ _SLOPE = 0.1
 def initialise(network: nn.Module, config: EarthformerConfig) -> None:
     """Fill `network` in place, drawing from torch's global generator.
 
-    Convolutions of the stems, `global_proj` and `down_layer_global_proj` keep PyTorch's default, as in the published models.
+    Convolutions of the stems, `global_proj` and `down_layer_global_proj` keep PyTorch's default, as published.
     """
     for name, module in network.named_modules():
         if isinstance(module, nn.Embedding):

@@ -1,4 +1,4 @@
-"""Building blocks of Earthformer without attention: norms, feed-forward, patch merging, upsampling, position embeddings."""
+"""Earthformer without attention: norms, feed-forward, patch merging, upsampling, position embeddings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 def build_activation(name: Activation) -> nn.Module:
     """The activation called `name`; "leaky" has the published slope 0.1."""
-    return nn.LeakyReLU(0.1) if name == "leaky" else _ACTIVATIONS[name]()
+    activation: nn.Module = nn.LeakyReLU(0.1) if name == "leaky" else _ACTIVATIONS[name]()
+    return activation
 
 
 class RMSNorm(nn.Module):
@@ -43,7 +44,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(units))
 
     def forward(self, x: Tensor) -> Tensor:
-        rms = x.norm(dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+        rms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
         return x / (rms + self.eps) * self.scale
 
 
@@ -55,7 +56,7 @@ def build_norm(kind: Norm, units: int) -> nn.Module:
 class FrameGroupNorm(nn.GroupNorm):
     """GroupNorm over frames (N, C, H, W).
 
-    The input is made contiguous: the backward pass of torch 2.13.0 on CPU segfaults on a channels-last input without grad.
+    The input is made contiguous: torch 2.13.0's CPU backward segfaults on a channels-last input without grad.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -156,7 +157,8 @@ def to_frames(x: Tensor) -> Tensor:
 
 def from_frames(frames: Tensor, batch: int) -> Tensor:
     """(B·T, C, H, W) → (B, T, H, W, C)."""
-    return frames.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
+    x = frames.permute(0, 2, 3, 1)
+    return x.reshape(batch, -1, *x.shape[1:])
 
 
 class PosEmbed(nn.Module):

@@ -1,7 +1,7 @@
-"""Earthformer (Gao et al. 2022, "Earthformer: Exploring Space-Time Transformers for Earth System Forecasting", arXiv:2207.05833).
+"""Earthformer (Gao et al. 2022, "Exploring Space-Time Transformers for Earth System Forecasting", arXiv:2207.05833).
 
-(B, T_in, H, W, C_in) → (B, T_out, H, W, C_out) in one pass: stem, encoder with global vectors, decoder from a learned query, stem.
-Parameter names are the published ones.
+(B, T_in, H, W, C_in) → (B, T_out, H, W, C_out) in one pass: stem, encoder with global vectors, decoder from a learned
+query, stem. Parameter names are the published ones.
 """
 
 from __future__ import annotations

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from models.configuration import Anchor, ForecasterConfig
+import torch
+from torch import Tensor
+
+from models.configuration import Anchor, ForecasterConfig, build_network
 from models.earthformer.config import EarthformerConfig
 from models.transform import Transform
 
@@ -144,8 +147,8 @@ _PRESETS: dict[str, Preset] = {
         {
             **_stacked((16,), (4,), (1,)),
             "use_global_vector_ffn": False,
-            "input_shape": (6, 32, 32, 1),
-            "target_shape": (6, 32, 32, 1),
+            "input_shape": (13, 32, 32, 1),
+            "target_shape": (12, 32, 32, 1),
             "base_units": 16,
             "num_heads": 2,
             "num_global_vectors": 4,
@@ -158,6 +161,41 @@ _PRESETS: dict[str, Preset] = {
 def preset_names() -> tuple[str, ...]:
     """Every preset, `family/preset`."""
     return tuple(_PRESETS)
+
+
+class PresetSummary(NamedTuple):
+    """One line of a table of presets; `gmac` are multiply-adds of one forward pass of one sample, in 10⁹."""
+
+    name: str
+    parameters: int
+    gmac: float
+
+
+def list_presets() -> Iterator[PresetSummary]:
+    """Every preset with its size, measured one by one on networks without storage."""
+    for name in preset_names():
+        yield summarise(name, preset_config(name).architecture)
+
+
+def summarise(name: str, architecture: EarthformerConfig) -> PresetSummary:
+    """Count the parameters and, by torch's flop counter, the multiply-adds of `architecture`."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = build_network(architecture)
+        network(*_example_inputs(architecture))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return PresetSummary(name, parameters, counter.get_total_flops() / 2e9)
+
+
+def _example_inputs(architecture: EarthformerConfig) -> list[Tensor]:
+    inputs = [torch.empty(1, *architecture.input_shape)]
+    if architecture.auxiliary_channels is not None:
+        channels = architecture.auxiliary_channels
+        inputs += [
+            torch.empty(1, *shape[:3], channels) for shape in (architecture.input_shape, architecture.target_shape)
+        ]
+    return inputs
 
 
 def preset_config(name: str) -> ForecasterConfig:

@@ -1,4 +1,4 @@
-"""From pixels to tokens and back: convolutions with patch merging in front of the encoder, with upsampling behind the decoder."""
+"""From pixels to tokens and back: convolutions with patch merging before the encoder, upsampling after the decoder."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ class InitialStackPatchMergingEncoder(nn.Module):
 class FinalStackUpsamplingDecoder(nn.Module):
     """Stages of upsampling and convolutions, the mirror of the stacked encoder.
 
-    `target_shape_list` holds each stage's output (T, H, W, C). Upsampling and the first convolution of a stage follow each other
-    without an activation, as published.
+    `target_shape_list` holds each stage's output (T, H, W, C). No activation separates the upsampling's convolution
+    from the first one of its stage, as published.
     """
 
     def __init__(
