@@ -114,7 +114,7 @@ def test_opera_rain_rate() -> None:
 def check_corners(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], where: dict[str, object]) -> None:
     to_degrees = pyproj.Proj(where["projdef"].decode())  # type: ignore[attr-defined]
     for name, east, north in (("UL", -1, 1), ("UR", 1, 1), ("LL", -1, -1), ("LR", 1, -1)):
-        corner = x[(east - 1) // 2] + east * 1000.0, y[0 if north > 0 else -1] + north * 1000.0
+        corner = x[0 if east < 0 else -1] + east * 1000.0, y[0 if north > 0 else -1] + north * 1000.0
         lon, lat = to_degrees(*corner, inverse=True)
         assert (lon, lat) == pytest.approx((where[f"{name}_lon"], where[f"{name}_lat"]), abs=1e-6)
 
