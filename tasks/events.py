@@ -43,12 +43,12 @@ def find_events(slots: NDArray[np.int64], wet: NDArray[np.float32], rule: EventR
     """
     if slots.size == 0:
         return np.zeros(0, np.int64)
-    gap = np.diff(slots, prepend=slots[0]) >= rule.dry_gap
+    gap = np.diff(slots, prepend=slots[0]) > rule.dry_gap
     is_wet = np.nan_to_num(wet) >= rule.wet_fraction
     frames = np.arange(slots.size)
     last_wet = np.maximum.accumulate(np.where(is_wet, frames, -1))
     previous = np.r_[-1, last_wet[:-1]]
-    revived = is_wet & (previous >= 0) & (slots - slots[np.maximum(previous, 0)] >= rule.dry_gap)
+    revived = is_wet & (previous >= 0) & (slots - slots[np.maximum(previous, 0)] > rule.dry_gap)
     coarse = np.cumsum(gap | revived)
     first = np.searchsorted(coarse, coarse, side="left")
     piece = (slots - slots[first]) // rule.limit

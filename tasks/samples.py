@@ -162,7 +162,7 @@ class SampleSource:
         weights = self.spec.floor + wet.ravel() / max(float(wet.max()), 1e-6)
         block = int(np.searchsorted(np.cumsum(weights), random.random() * weights.sum()))
         corner = [index * BLOCK for index in np.unravel_index(min(block, wet.size - 1), wet.shape)]
-        offsets = random.integers(0, self.spec.crop, 2)
+        offsets = random.integers(0, max(self.spec.crop - BLOCK, 0) + 1, 2)  # the block lies inside the crop
         y, x = (self._clamp(int(c - o), axis) for axis, (c, o) in enumerate(zip(corner, offsets, strict=True)))
         return Window(frame, y, x, symmetry)
 
