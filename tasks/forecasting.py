@@ -199,7 +199,8 @@ def _climb(
     if values.shape != expected:
         raise ValueError(f"expected a forecast (member, lead_time, y, x) of {expected}; got {values.shape}")
     done = perf_counter()
-    values = np.where(context.observed.values, values, np.float32(np.nan))
+    values = np.require(values, np.float32, ["C", "W"])
+    np.copyto(values, np.float32(np.nan), where=~context.observed.values)
     guardrails = guard(values, context)
     if context.quantity != "equivalent_reflectivity_factor":
         np.maximum(values, 0, out=values)

@@ -58,11 +58,14 @@ def bitround(values: Fields) -> Fields:
     References:
         Kloewer et al. (2021), doi:10.1038/s43588-021-00156-2.
     """
-    drop = 23 - _MANTISSA_BITS
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    half_to_even = ((bits >> drop) & 1) + np.uint32((1 << (drop - 1)) - 1)
-    rounded: Fields = ((bits + half_to_even) & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)).view(np.float32)
-    return np.where(np.isfinite(values), rounded, values)
+    drop = np.uint32(23 - _MANTISSA_BITS)
+    below_half, kept = np.uint32((1 << (int(drop) - 1)) - 1), np.uint32(0xFFFFFFFF >> int(drop) << int(drop))
+    rounded = np.array(values, np.float32, order="C")
+    # A plane at a time: a continent's forecast is a gigabyte, and its temporaries would be several.
+    for plane in rounded.reshape(-1, *rounded.shape[-2:]) if rounded.ndim > 2 else [rounded]:
+        known, bits = np.isfinite(plane), plane.view(np.uint32)
+        np.copyto(bits, (bits + ((bits >> drop) & np.uint32(1)) + below_half) & kept, where=known)
+    return rounded
 
 
 def _lead_seconds(forecast: xr.Dataset) -> list[float]:
@@ -105,7 +108,7 @@ def _probability(
         "units": "1",
         "grid_mapping": "spatial_ref",
         "comment": f"{method}; NaN where not forecast",
-        "coordinates": "lat lon",
+        "coordinates": "time init_time lat lon",
     }
     return xr.Variable(("threshold", "lead_time", "y", "x"), da.concatenate(blocks, axis=1), attrs)
 
@@ -125,7 +128,7 @@ def _hourly(values: Fields, cadence: timedelta) -> Variables:
         "units": "mm",
         "grid_mapping": "spatial_ref",
         "cell_methods": "accumulation_lead_time: sum (interval: 1 hour)",
-        "coordinates": "lat lon",
+        "coordinates": "init_time lat lon",
     }
     lead_attrs = {**_LEAD, "long_name": "forecast period at the end of the hour"}
     return {
