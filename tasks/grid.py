@@ -20,6 +20,7 @@ from tasks.units import NO_ECHO, decibels, linear
 Floats = NDArray[np.float64]
 Grid = xr.DataArray | xr.Dataset
 
+_FAINTEST = 0.1  # dB above "no echo" that a block mean needs: a packing must tell the two apart
 _UNITS = {"metre": "m", "kilometre": "km"}
 _DEGREES = {
     "y": {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north"},
@@ -121,7 +122,7 @@ def coarsen(data: xr.DataArray, factor: int) -> xr.DataArray:
     """Means of factor x factor cells of (..., y, x); rows and columns that fill no block are dropped.
 
     A block is NaN (not observed) unless at least half of its cells are observed; else the mean of the observed ones.
-    Reflectivity is averaged in linear Z, "no echo" as 0.
+    Reflectivity is averaged in linear Z, "no echo" as 0; a mean less than 0.1 dB above "no echo" is "no echo".
     """
     if factor == 1:
         return data
@@ -132,6 +133,7 @@ def coarsen(data: xr.DataArray, factor: int) -> xr.DataArray:
     no_echo = data.attrs.get("no_echo", NO_ECHO)
     if data.name == "equivalent_reflectivity_factor":
         values = decibels(_block_mean(linear(data.values, no_echo).astype(np.float32), factor), no_echo)
+        values[values < no_echo + _FAINTEST] = no_echo
     else:
         values = _block_mean(data.values, factor).astype(np.float32)
     axes = {axis: data[axis].values.reshape(-1, factor).mean(axis=1) for axis in ("y", "x")}
@@ -182,8 +184,9 @@ def region_packing(packing: Packing, region: RegionSettings) -> Packing:
     """The packing that keeps block means lossless: a step finer by the number of cells in a block.
 
     The mean of n*n whole codes is a whole multiple of step / (n*n), and one wet cell in a block never packs to dry;
-    a mean over fewer observed cells is kept within half that step.
+    a mean over fewer observed cells is kept within half that step. A 32-bit packing is already far finer than its
+    source, and would lose its range: it stays.
     """
-    if region.coarsen == 1:
+    if region.coarsen == 1 or packing.dtype == "uint32":
         return packing
     return replace(packing, dtype="uint32", scale_factor=packing.scale_factor / region.coarsen**2, fill=2**32 - 1)

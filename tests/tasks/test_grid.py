@@ -139,3 +139,14 @@ def test_a_regions_packing_holds_block_means_exactly(codes: list[int]) -> None:
     assert stored == sum(codes)
     assert (stored > 0) == any(codes)
     assert region_packing(source, RegionSettings()) is source
+
+
+def test_a_packing_of_32_bits_keeps_its_range() -> None:
+    fine = Packing("uint32", 1e-6, 0.0, 2**32 - 1)
+    assert region_packing(fine, RegionSettings(coarsen=4)) is fine
+
+
+def test_a_mean_that_no_packing_tells_from_no_echo_is_no_echo() -> None:
+    faint = 10 * np.log10(4.0) + NO_ECHO + 0.05
+    data = frame([[faint, NO_ECHO], [NO_ECHO, NO_ECHO]], name="equivalent_reflectivity_factor")
+    assert coarsen(data.assign_attrs(no_echo=NO_ECHO), 2).item() == NO_ECHO
