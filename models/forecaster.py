@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from models.baselines import ContextTooShort, check_context, check_request
 from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from models.configuration import Anchor, ForecasterConfig, build_network
 from models.tiling import run_tiled
@@ -17,12 +18,12 @@ from models.tiling import run_tiled
 __all__ = [
     "Anchor",
     "CheckpointError",
+    "ContextTooShort",
     "Fields",
     "Forecaster",
     "ForecasterConfig",
     "NetworkForecaster",
     "build_network",
-    "check_request",
     "load_checkpoint",
     "load_forecaster",
     "save_checkpoint",
@@ -63,7 +64,8 @@ class Forecaster(Protocol):
             (member, lead_time, y, x) float32, physical units, rain ≥ 0; NaN only where not forecast.
 
         Raises:
-            ValueError: a context of another shape, or more lead times than `t_out`.
+            ContextTooShort: too few frames of the context are observed, at least the newest.
+            ValueError: a context of another shape, more lead times than `t_out`, or no members.
         """
         ...
 
@@ -105,9 +107,11 @@ class NetworkForecaster:
         """Forecast (member, lead_time, y, x) from context (t_in, y, x), float32 of the model's quantity.
 
         Raises:
+            ContextTooShort: the newest frame is wholly unobserved.
             ValueError: a context of another shape, more lead times than `t_out`, or no members.
         """
-        check_request(self, context, lead_times, members)
+        check_context(context, self.t_in)
+        check_request(lead_times, self.t_out, members)
         u = self.config.transform.forward(
             torch.from_numpy(np.ascontiguousarray(context, dtype=np.float32)).to(self.device)
         )
@@ -137,20 +141,6 @@ def fill_gaps(u: Tensor) -> Tensor:
             frames[index] = torch.where(torch.isnan(frames[index]), frames[index - step], frames[index])
         u = torch.stack(frames)
     return torch.nan_to_num(u, nan=0.0)
-
-
-def check_request(forecaster: Forecaster, context: Fields, lead_times: int, members: int) -> None:
-    """What every forecaster refuses.
-
-    Raises:
-        ValueError: naming what was expected and what came.
-    """
-    if context.ndim != 3 or context.shape[0] != forecaster.t_in or 0 in context.shape:
-        raise ValueError(f"expected a context ({forecaster.t_in}, y, x); got {context.shape}")
-    if not 1 <= lead_times <= forecaster.t_out:
-        raise ValueError(f"expected 1 to {forecaster.t_out} lead times; got {lead_times}")
-    if members < 1:
-        raise ValueError(f"expected at least one member; got {members}")
 
 
 def load_forecaster(folder: str | Path, device: str = "cpu") -> NetworkForecaster:
