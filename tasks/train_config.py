@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 LossName = Literal["mse", "balanced", "csi"]
 # What may change between a training and its resumption without changing what it computes.
 FREE_ON_RESUME = ("budget", "workers", "progress_bar", "checkpoint_every", "devices", "accelerator", "strategy")
@@ -30,7 +30,7 @@ class TrainConfig:
         warmup: Share of the training spent warming up.
         loss: mse, balanced (by intensity), or csi (balanced plus a differentiable critical success index).
         loss_thresholds: Where the csi loss steps, in the quantity's units; empty: `thresholds`.
-        precision: Lightning's name.
+        precision: Lightning's name; auto is bf16-mixed where the device computes in bfloat16 itself, else 32-true.
         accelerator: cpu, gpu or auto.
         devices: How many.
         strategy: Lightning's name (auto, ddp, fsdp, ...).
@@ -59,7 +59,7 @@ class TrainConfig:
     warmup: float = 0.1
     loss: LossName = "balanced"
     loss_thresholds: tuple[float, ...] = ()
-    precision: Precision = "32-true"
+    precision: Precision = "auto"
     accelerator: str = "auto"
     devices: int = 1
     strategy: str = "auto"

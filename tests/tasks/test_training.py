@@ -27,7 +27,7 @@ from tasks.losses import balanced, mse, soft_csi
 from tasks.optimisation import MovingAverage, decay_groups, learning_rate, reference_rate, step_rate
 from tasks.samples import SampleSource
 from tasks.train_config import TrainConfig
-from tasks.training import train
+from tasks.training import choose_precision, train
 from tasks.training_state import Progress, TrainingState, load_latest_state, save_state
 
 CONFIG = TrainConfig(
@@ -41,6 +41,7 @@ CONFIG = TrainConfig(
     val_every=6,
     val_windows=6,
     checkpoint_every=2,
+    precision="32-true",
     accelerator="cpu",
     progress_bar=False,
 )
@@ -166,7 +167,7 @@ import torch
 torch.set_num_threads(1)
 from builders.training import SPEC, small_model
 from tasks.samples import SampleSource
-from tasks.training import train
+from tasks.training import choose_precision, train
 from tasks.training_data import open_training_data
 from test_training_config import CONFIG
 source = SampleSource(open_training_data(Path(sys.argv[1])), SPEC)
@@ -217,6 +218,13 @@ def kill_at(folder: Path, step: int) -> bool:
         time.sleep(0.002)
     assert process.poll() is not None, (folder / "output.txt").read_text()
     return False
+
+
+def test_half_precision_is_chosen_only_where_it_is_native_and_can_be_refused() -> None:
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    expected = "bf16-mixed" if native else "32-true"
+    assert choose_precision(replace(CONFIG, precision="auto")) == expected
+    assert choose_precision(CONFIG) == "32-true"
 
 
 def test_a_folder_with_another_training_is_not_resumed(tmp_path: Path) -> None:
