@@ -10,7 +10,7 @@ import calendar
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyproj
 from tasks.feeds import FeedSource, FrameObject, FrameRejected, Packing
 from tasks.feeds.bounded import unzip
 from tasks.feeds.file_feed import packing_of
-from tasks.feeds.frames import Float64, Frames, build_frame, ceiling_of
+from tasks.feeds.frames import Float32, Float64, Frames, build_frame, ceiling_of
 from tasks.feeds.listing import Objects, read_key, read_object, stored_objects
 from tasks.feeds.npz import read_header, read_moments, read_numbers
 
@@ -62,6 +62,12 @@ def _span(key: str, cadence: timedelta) -> _Span | None:
     first = datetime(year, month, 10 * third - 9, tzinfo=UTC)
     days = 10 if third < 3 else calendar.monthrange(year, month)[1] - 20
     return _Span(match[1], first, first + days * _DAY - cadence)
+
+
+@lru_cache(maxsize=2)
+def _table(scale: float) -> Float32:
+    # Indexed by the code's bits as uint16: the upper half stands for negative codes.
+    return np.where(np.arange(65_536) < 32_768, np.arange(65_536) * scale, np.nan).astype(np.float32)
 
 
 @dataclass
@@ -135,11 +141,11 @@ class MeteonetFeed:
         moments = read_moments(_member(members, "dates"), "dates")
         _check_moments(moments, codes.shape[0], _span(key, self.source.cadence), key)
         listed, _, _ = read_header(_member(members, "miss_dates"), "miss_dates")
-        scale, ceiling = self.packing.scale_factor, ceiling_of(self.source.quantity, self.packing)
+        table, ceiling = _table(self.packing.scale_factor), ceiling_of(self.source.quantity, self.packing)
         quality = {"slots_listed_missing": int(np.prod(listed))}
         return [
             build_frame(
-                np.where(code == _MISSING, np.nan, code * scale).astype(np.float32),
+                table[code.view(np.uint16)],
                 quantity=self.source.quantity,
                 time=moment,
                 crs=_CRS,

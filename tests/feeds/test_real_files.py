@@ -17,12 +17,13 @@ import xarray as xr
 from PIL import Image
 
 from infra.settings import Settings
-from tasks.feeds import FeedSource, FrameObject, open_feed
+from tasks.feeds import Feed, FeedSource, FrameObject, open_feed
 
 pytestmark = pytest.mark.data
 
 Values = npt.NDArray[np.float32]
 FIVE = timedelta(minutes=5)
+AGES = datetime(2000, 1, 1, tzinfo=UTC), datetime(2030, 1, 1, tzinfo=UTC)
 
 
 def folder(name: str) -> Path:
@@ -37,7 +38,7 @@ def decoded(
 ) -> Iterator[tuple[FrameObject, list[xr.DataArray]]]:
     """Every object of a folder with its frames, in the order of the listing."""
     feed = open_feed(FeedSource(kind, str(root), quantity, cadence))
-    for item in feed.list(datetime(2000, 1, 1, tzinfo=UTC), datetime(2030, 1, 1, tzinfo=UTC)):
+    for item in feed.list(*AGES):
         yield item, feed.decode(feed.read(item), item.key)
 
 
@@ -148,33 +149,43 @@ def test_meteonet_is_forty_five_frames_and_three_thousand_listed_gaps() -> None:
         np.testing.assert_array_equal(frames[0]["x"].values, cells["lons"][0])
 
 
-@pytest.mark.slow
-def test_trentino_is_thirty_one_sheets_of_distinct_times_with_a_blind_rim() -> None:
+@pytest.fixture(scope="module")
+def trentino() -> tuple[Feed, list[FrameObject], list[datetime]]:
+    """The feed of all sheets, its listing, and the dates of all frames."""
     root = folder("taasrad19_thumbs")
-    dates = [
-        datetime.fromisoformat(text).replace(tzinfo=UTC)
-        for text in json.loads((root / "umap_train_dates.json").read_text())
-    ]
-    assert len(dates) == len(set(dates)) == 50_000
-    assert dates == sorted(dates)
+    feed = open_feed(FeedSource("taasrad19", str(root), "equivalent_reflectivity_factor", FIVE))
+    texts = json.loads((root / "umap_train_dates.json").read_text())
+    return feed, feed.list(*AGES), [datetime.fromisoformat(text).replace(tzinfo=UTC) for text in texts]
+
+
+def test_trentino_is_thirty_one_sheets_of_distinct_times(
+    trentino: tuple[Feed, list[FrameObject], list[datetime]],
+) -> None:
+    _, items, dates = trentino
+    assert dates == sorted(set(dates))
+    assert len(dates) == 50_000
+    sheets = [int(re.findall(r"\d+", item.key)[-1]) for item in items]
+    assert sheets == [0, 1, *range(3, 32)]
+    assert [item.time for item in items] == [dates[sheet * 1024 + 1023] for sheet in sheets]
+    times = [time for sheet in sheets for time in dates[sheet * 1024 : sheet * 1024 + 1024]]
+    assert slots(times, FIVE) == (31_744, 54_914)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sheet", [0, 1, 9, 17, 24, 31])
+def test_trentinos_frames_are_the_tiles_of_a_sheet_with_a_blind_rim(
+    trentino: tuple[Feed, list[FrameObject], list[datetime]], sheet: int
+) -> None:
+    feed, items, dates = trentino
+    (item,) = (item for item in items if item.key.endswith(f"_{sheet}.png"))
+    with Image.open(Path(feed.source.url) / item.key) as image:
+        red = np.array(image.getchannel("R"))
+    tiles = np.stack([red[64 * (i // 32) :, 64 * (i % 32) :][:64, :64] for i in range(1024)])
     rows, columns = np.mgrid[:64, :64]
     rim = np.hypot(rows - 31.5, columns - 31.5) * 3.75 > 120.5
-    times: list[datetime] = []
-    seen = np.zeros((64, 64), bool)
-    for item, frames in decoded("taasrad19", root, "equivalent_reflectivity_factor"):
-        sheet = int(re.findall(r"\d+", item.key)[-1])
-        with Image.open(root / item.key) as image:
-            red = np.array(image.getchannel("R"))
-        assert len(frames) == 1024
-        stamps = [stamp(frame) for frame in frames]
-        assert stamps == dates[sheet * 1024 : sheet * 1024 + 1024]
-        tiles = [
-            red[row : row + 64, column : column + 64] for row in range(0, 2048, 64) for column in range(0, 2048, 64)
-        ]
-        codes = np.stack(tiles)
-        seen |= codes.any(axis=0)
-        values = np.stack([frame.values for frame in frames])
-        np.testing.assert_array_equal(values, np.where(rim, np.nan, codes * 52.5 / 255.0).astype(np.float32))
-        times += stamps
-    np.testing.assert_array_equal(seen, ~rim)
-    assert slots(times, FIVE)[0] == 31 * 1024
+    assert not tiles[:, rim].any()
+    assert tiles[:, ~rim].any(axis=0).mean() > 0.99
+    frames = feed.decode(feed.read(item), item.key)
+    assert [stamp(frame) for frame in frames] == dates[sheet * 1024 : sheet * 1024 + 1024]
+    values = np.stack([frame.values for frame in frames])
+    np.testing.assert_array_equal(values, np.where(rim, np.nan, tiles * 52.5 / 255.0).astype(np.float32))
