@@ -24,18 +24,8 @@ from infra.repository import (
     session_at,
 )
 from tasks.chunks import ArchiveDamaged, put_chunks
-from tasks.epochs import (
-    FILLED,
-    ArchiveSpec,
-    Epoch,
-    EpochMismatch,
-    Status,
-    axis_length,
-    lay_out,
-    lengthen,
-    overlapping,
-    read_epochs,
-)
+from tasks.epochs import FILLED, ArchiveSpec, Epoch, EpochMismatch, Status, axis_length, overlapping, read_epochs
+from tasks.layout import lay_out, lengthen
 from tasks.packing import PackedFrame, PackingError, pack_frame
 from tasks.reading import extreme_filled, read_slots
 from tasks.rejections import Rejection, lay_out_log, read_log
@@ -120,6 +110,7 @@ class Archive:
         self.storage = dict(storage)
         self.repository = repository
         self._epochs: tuple[Epoch, ...] = ()
+        self._seen = ""  # the snapshot they were read from
         if not self.epochs():
             raise ArchiveMissing(f"expected an archive at {url}; its repository has not been laid out")
 
@@ -164,9 +155,11 @@ class Archive:
         return self._read_epochs(session_at(self.repository, as_of))
 
     def _read_epochs(self, session: ic.Session) -> tuple[Epoch, ...]:
+        if session.snapshot_id == self._seen:
+            return self._epochs
         found = read_epochs(session.store, self._epochs)
         if len(found) >= len(self._epochs):  # an old snapshot may have fewer
-            self._epochs = found
+            self._epochs, self._seen = found, session.snapshot_id
         return found
 
     def write(self, received: Sequence[Received], rejections: Sequence[Rejection] = ()) -> WriteReport:
@@ -175,7 +168,7 @@ class Archive:
         outcomes = []
 
         def work(session: ic.Session) -> Staged:
-            outcome = Staging(session.store, self._epochs).run(arrivals, [*rejections, *refused])
+            outcome = Staging(session.store, self._read_epochs(session)).run(arrivals, [*rejections, *refused])
             outcomes.append(outcome)
             if not outcome.changed:
                 return Staged(None, {})
@@ -212,8 +205,11 @@ class Archive:
             arrivals.append(Arrival(packed, item.source_key, item.etag, item.content_hash, item.received_at))
         return arrivals, refused
 
-    def known(self, start: datetime, end: datetime) -> set[tuple[str, str]]:
-        """(source_key, etag) of every object in [start, end] that is stored or was rejected."""
+    def known(self, start: datetime, end: datetime, newest: datetime | None = None) -> set[tuple[str, str]]:
+        """(source_key, etag) of every object in [start, end] that is stored or was rejected.
+
+        Not of one that claimed to be from the future where its time is no longer after `newest`.
+        """
         session = session_at(self.repository, None)
         found: set[tuple[str, str]] = set()
         reach = self.spec.cadence
@@ -223,7 +219,10 @@ class Archive:
             if filled.any():
                 found.update(zip(texts(rows["source_key"][filled]), texts(rows["etag"][filled]), strict=True))
         day = timedelta(days=1)
-        found.update((item.source_key, item.etag) for item in read_log(session.store, start - day, end + day))
+        for item in read_log(session.store, start - day, end + day):
+            come = item.reason == "future" and item.time is not None and newest is not None and item.time <= newest
+            if not come:
+                found.add((item.source_key, item.etag))
         return found
 
     def read(self, start: datetime, end: datetime, *, as_of: str | None = None) -> xr.Dataset:
@@ -296,7 +295,7 @@ class Archive:
         def work(session: ic.Session) -> Staged:
             marked.clear()
             due = min(end, now - self.spec.late_after)
-            for epoch, first, stop in overlapping(read_epochs(session.store, self._epochs), start, due):
+            for epoch, first, stop in overlapping(self._read_epochs(session), start, due):
                 table = SlotTable(session.store, epoch)
                 for slot in range(max(first, 0), min(stop, epoch.length)):
                     if int(table.row("status", slot)) == Status.EXPECTED:
@@ -305,14 +304,16 @@ class Archive:
                 put_chunks(session.store, table.changes())
             return Staged(f"Mark {len(marked)} slots as missing" if marked else None, {"marked": len(marked)})
 
-        commit(self.repository, self.url, work)
+        status, _ = self.statuses(start, min(end, now))
+        if (status == Status.EXPECTED).any():  # looked at first: a writable session costs more than most cycles need
+            commit(self.repository, self.url, work)
         return tuple(marked)
 
     def extend(self, until: datetime) -> None:
         """Lengthen the newest epoch's axis, by whole blocks, to hold `until`; a commit of its own."""
 
         def work(session: ic.Session) -> Staged:
-            epoch = read_epochs(session.store, self._epochs)[-1]
+            epoch = self._read_epochs(session)[-1]
             length = axis_length(epoch.spec.slots.nearest(until) + 1)
             if length <= epoch.length:
                 return Staged(None, {})
@@ -334,7 +335,7 @@ class Archive:
         """
 
         def work(session: ic.Session) -> Staged:
-            current = read_epochs(session.store, self._epochs)[-1]
+            current = self._read_epochs(session)[-1]
             last = extreme_filled(session, current, newest=True)
             occupied = None if last is None else current.spec.slots.time(last)
             if spec.quantity != current.spec.quantity:

@@ -13,7 +13,7 @@ _IN_FLIGHT = 32
 
 
 class ArchiveDamaged(RuntimeError):
-    """A slot that holds a frame has no chunk."""
+    """A chunk that must be there is not: a filled slot's frame, or a coordinate."""
 
 
 def put_chunks(store: Store, chunks: Mapping[str, bytes]) -> None:
@@ -52,5 +52,5 @@ def need_chunks(store: Store, keys: Sequence[str]) -> list[bytes]:
     """
     found = [data for data in get_chunks(store, keys) if data is not None]
     if len(found) != len(keys):
-        raise ArchiveDamaged(f"expected a chunk for each of {len(keys)} frames from {keys[0]} on; got {len(found)}")
+        raise ArchiveDamaged(f"expected {len(keys)} chunks from {keys[0]} on; got {len(found)}")
     return found

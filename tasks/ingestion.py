@@ -158,9 +158,7 @@ class _Ingest:
     def _known(self, start: datetime, end: datetime) -> set[tuple[str, str]]:
         if self._archive is None:
             return set()
-        turned = self._archive.rejections(start, end)
-        ripe = {(r.source_key, r.etag) for r in turned if r.reason == "future" and r.time and r.time <= self._newest}
-        return self._archive.known(start, end) - ripe
+        return self._archive.known(start, end, self._newest)
 
     def _packing(self) -> Packing:
         if self._archive is not None:
@@ -299,6 +297,9 @@ def _year(moment: datetime) -> datetime:
 
 
 def _threads(function: Callable[[Job], Parcel], jobs: Sequence[Job]) -> Iterator[Parcel]:
+    if len(jobs) == 1:
+        yield function(jobs[0])
+        return
     source = iter(jobs)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="receive") as pool:
         pending: deque[Future[Parcel]] = deque(pool.submit(function, job) for job in islice(source, _IN_FLIGHT))

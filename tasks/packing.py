@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from numcodecs.zstd import Zstd
+from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from tasks.feeds import Packing
@@ -25,6 +26,7 @@ Values = NDArray[np.float32]
 ZSTD_LEVEL = 3
 # A quotient below 2**21 is off by less than a quarter of a code in float32 (24 bits of mantissa, two roundings).
 _EXACT_IN_FLOAT32 = 2**21
+_ZSTD = Zstd(level=ZSTD_LEVEL)
 _BLOCK = 1 << 16  # cells whose temporaries stay in the second-level cache
 
 
@@ -181,15 +183,15 @@ def unpack(codes: Codes, packing: Packing, out: Values | None = None) -> Values:
     return result
 
 
-def encode_chunk(codes: Codes) -> bytes:
-    """The bytes that BytesCodec(little) + ZstdCodec(3) store for a chunk."""
-    return bytes(Zstd(level=ZSTD_LEVEL).encode(np.ascontiguousarray(codes, codes.dtype.newbyteorder("<"))))
+def compress(data: Codes | NDArray[np.generic]) -> bytes:
+    """The bytes that BytesCodec(little) + ZstdCodec(3) store for an array."""
+    return bytes(_ZSTD.encode(np.ascontiguousarray(data, data.dtype.newbyteorder("<"))))
 
 
-def decode_chunk(data: bytes, packing: Packing, shape: tuple[int, ...]) -> Codes:
-    """The codes of a chunk's bytes."""
-    raw = Zstd(level=ZSTD_LEVEL).decode(data)
-    return np.frombuffer(raw, np.dtype(packing.dtype).newbyteorder("<")).reshape(shape)
+def decompress(data: bytes, dtype: str, shape: tuple[int, ...] | None = None) -> NDArray[Any]:
+    """The array (read-only; 1-D without a shape) of a chunk's bytes."""
+    flat = np.frombuffer(_ZSTD.decode(data), np.dtype(dtype).newbyteorder("<"))
+    return flat if shape is None else flat.reshape(shape)
 
 
 def pack_frame(frame: xr.DataArray, packing: Packing) -> PackedFrame:
@@ -204,4 +206,4 @@ def pack_frame(frame: xr.DataArray, packing: Packing) -> PackedFrame:
         name: frame.attrs[name] for name in ("units", "standard_name", "long_name", "no_echo") if name in frame.attrs
     }
     time = as_datetime(frame.coords["time"].values[()])
-    return PackedFrame(str(frame.name), time, Grid.of(frame), packing, encode_chunk(codes), kept)
+    return PackedFrame(str(frame.name), time, Grid.of(frame), packing, compress(codes), kept)

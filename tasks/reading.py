@@ -15,7 +15,7 @@ from zarr.core.sync import sync
 
 from tasks.chunks import need_chunks
 from tasks.epochs import DAY, FILLED, Epoch, EpochMismatch, overlapping
-from tasks.packing import decode_chunk, unpack
+from tasks.packing import decompress, unpack
 from tasks.slot_table import SlotTable, field_key, texts
 from tasks.slots import as_times
 
@@ -70,7 +70,7 @@ def _decode_into(store: Store, epoch: Epoch, first: int, places: NDArray[np.intp
     packing = epoch.spec.packing
 
     def decode(place: int, data: bytes) -> None:
-        unpack(decode_chunk(data, packing, out.shape[1:]), packing, out[place])
+        unpack(decompress(data, packing.dtype, out.shape[1:]), packing, out[place])
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(decode, places.tolist(), chunks))

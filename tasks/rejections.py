@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 
-from tasks.packing import ZSTD_LEVEL
+from tasks.chunks import get_chunks
+from tasks.packing import ZSTD_LEVEL, decompress
 from tasks.slot_table import padded, texts
 from tasks.slots import UNKNOWN, moment, seconds
 
@@ -33,7 +35,7 @@ class Rejection:
         source_key: Key inside the feed's root.
         etag: Entity tag; another one makes the object new.
         time: True or nominal time (aware, UTC); None where not even that is known.
-        reason: A stable word (see `tasks.epochs.REASONS`).
+        reason: A stable word (see `tasks.layout.REASONS`).
         message: What was expected, what came, where.
     """
 
@@ -56,11 +58,16 @@ def lay_out_log(store: Store) -> None:
         "entry", shape=(_ROWS, _WIDTH), chunks=(_CHUNK, _WIDTH), dtype="uint8", fill_value=0, compressors=zstd,
         dimension_names=("row", "entry_byte"), attributes={"long_name": "JSON, UTF-8, zero-padded"},
     )  # fmt: skip
-    group.create_array("count", shape=(1,), chunks=(1,), dtype="int64", fill_value=0)
+    group.create_array("count", shape=(1,), chunks=(1,), dtype="int64", fill_value=0, compressors=zstd)
 
 
-def _open(store: Store, name: str, *, mode: str = "r") -> zarr.Array:
-    return zarr.open_array(store, path=f"rejections/{name}", mode=mode, zarr_format=3)  # type: ignore[arg-type]
+def _open(store: Store, name: str, *, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
+    return zarr.open_array(store, path=f"rejections/{name}", mode=mode, zarr_format=3)
+
+
+def _count(store: Store) -> int:
+    (data,) = get_chunks(store, ["rejections/count/c/0"])
+    return 0 if data is None else int(decompress(data, "int64")[0])
 
 
 def _encode(item: Rejection) -> NDArray[np.uint8]:
@@ -77,7 +84,7 @@ def _encode(item: Rejection) -> NDArray[np.uint8]:
 
 def read_log(store: Store, start: datetime, end: datetime) -> list[Rejection]:
     """Rejected objects with a time in [start, end], and those without any, in order of arrival."""
-    count = int(np.asarray(_open(store, "count")[:])[0])
+    count = _count(store)
     if count == 0:
         return []
     times = np.asarray(_open(store, "time")[:count])
@@ -102,7 +109,7 @@ def append_log(store: Store, items: Sequence[Rejection]) -> tuple[Rejection, ...
     if not fresh:
         return ()
     count, time, entry = (_open(store, name, mode="r+") for name in ("count", "time", "entry"))
-    first = int(np.asarray(count[:])[0])
+    first = _count(store)
     stop = first + len(fresh)
     if stop > time.shape[0]:
         rows = -(-stop // _ROWS) * _ROWS

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
 from tasks.chunks import get_chunks
-from tasks.epochs import DAY, SLOT_ARRAYS, Epoch
-from tasks.packing import encode_chunk
+from tasks.epochs import DAY, Epoch
+from tasks.layout import SLOT_ARRAYS
+from tasks.packing import compress, decompress
 
 Row = NDArray[np.generic]
-
-_ZSTD = Zstd()
 
 
 def padded(text: str, width: int) -> NDArray[np.uint8]:
@@ -94,7 +92,7 @@ class SlotTable:
 
     def changes(self) -> dict[str, bytes]:
         """The changed chunks, encoded, by key."""
-        return {self._key(*place): encode_chunk(self._chunks[place]) for place in sorted(self._changed)}
+        return {self._key(*place): compress(self._chunks[place]) for place in sorted(self._changed)}
 
     def _key(self, name: str, number: int) -> str:
         tail = "/0" if SLOT_ARRAYS[name][1] else ""
@@ -104,8 +102,7 @@ class SlotTable:
     def _decoded(name: str, data: bytes | None) -> Row:
         if data is None:
             return _blank(name, DAY)
-        dtype = np.dtype(SLOT_ARRAYS[name][0]).newbyteorder("<")
-        return np.frombuffer(bytearray(_ZSTD.decode(data)), dtype).reshape(_shape(name, DAY))
+        return decompress(data, SLOT_ARRAYS[name][0], _shape(name, DAY)).copy()
 
 
 def field_key(epoch: Epoch, slot: int) -> str:

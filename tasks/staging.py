@@ -15,23 +15,9 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 
 from tasks.chunks import put_chunks
-from tasks.epochs import (
-    ETAG_BYTES,
-    HASH_BYTES,
-    KEY_BYTES,
-    LONGEST,
-    SLOT_ARRAYS,
-    Epoch,
-    Status,
-    axis_length,
-    find_epoch,
-    lay_out,
-    lengthen,
-    read_epochs,
-    reason_flag,
-    spec_in_front,
-)
-from tasks.packing import PackedFrame, PackingError, decode_chunk, encode_chunk, pack, unpack
+from tasks.epochs import LONGEST, ArchiveSpec, Epoch, Status, axis_length, find_epoch, spec_in_front
+from tasks.layout import ETAG_BYTES, HASH_BYTES, KEY_BYTES, SLOT_ARRAYS, lay_out, lengthen, reason_flag
+from tasks.packing import PackedFrame, PackingError, compress, decompress, pack, unpack
 from tasks.rejections import Rejection, append_log
 from tasks.slot_table import SlotTable, field_key, padded, texts
 from tasks.slots import UNKNOWN, moment, seconds
@@ -80,10 +66,10 @@ class Outcome:
 class Staging:
     """One writable session's view of the archive."""
 
-    def __init__(self, store: Store, known: Sequence[Epoch] = ()) -> None:
+    def __init__(self, store: Store, epochs: Sequence[Epoch]) -> None:
         self.outcome = Outcome()
         self._store = store
-        self._epochs = read_epochs(store, known)
+        self._epochs = tuple(epochs)
         self._tables: dict[str, SlotTable] = {}
         self._chunks: dict[str, bytes] = {}
         self._log: list[Rejection] = []
@@ -115,22 +101,20 @@ class Staging:
         return found
 
     def _place(self, arrival: Arrival) -> tuple[str, int] | None:
+        """Epoch and slot of a frame; None where it was refused."""
         frame = arrival.frame
         epoch, slot = find_epoch(self._epochs, frame.time)
         spec = (epoch or self._epochs[0]).spec
-        distance = abs(frame.time - spec.slots.time(spec.slots.nearest(frame.time)))
-        if frame.quantity != spec.quantity:
-            return self._refuse(arrival, "wrong_quantity", f"expected {spec.quantity}; got {frame.quantity}")
-        if not frame.grid.equals(spec.grid):
-            return self._refuse(arrival, "wrong_grid", f"expected the grid of the epoch from {spec.start}; got another")
-        if distance > spec.tolerance:
-            return self._refuse(
-                arrival, "off_grid", f"expected a time within {spec.tolerance} of a slot; got {frame.time} ({distance})"
-            )
+        misfit = _misfit(frame, spec)
+        if misfit is not None:
+            self._refuse(arrival, *misfit)
+            return None
         if epoch is None or slot >= epoch.length:
             beyond = -self._epochs[0].spec.slots.nearest(frame.time) if epoch is None else slot - epoch.length
-            if beyond > LONGEST:
-                return self._refuse(arrival, "off_grid", f"expected a time near the axis; got {frame.time}")
+            fixed = epoch is None and spec.calendar == "months"  # an axis of months starts once
+            if fixed or beyond > LONGEST:
+                self._refuse(arrival, "off_grid", f"expected a time near the axis; got {frame.time}")
+                return None
             epoch, slot = self._grown(epoch, frame.time)
         return epoch.name, slot
 
@@ -200,8 +184,8 @@ class Staging:
         if frame.packing == packing:
             return frame.chunk
         shape = (frame.grid.y.size, frame.grid.x.size)
-        values = unpack(decode_chunk(frame.chunk, frame.packing, shape), frame.packing)
-        return encode_chunk(pack(values, packing, epoch.spec.no_echo or 0.0))
+        values = unpack(decompress(frame.chunk, frame.packing.dtype, shape), frame.packing)
+        return compress(pack(values, packing, epoch.spec.no_echo or 0.0))
 
     @staticmethod
     def _provenance(arrival: Arrival, content: NDArray[np.uint8]) -> dict[str, int | NDArray[np.uint8]]:
@@ -248,3 +232,15 @@ class Staging:
         table = self._table(epoch)
         if Status(int(table.row("status", slot))) in (Status.EXPECTED, Status.MISSING):
             table.set(slot, {"status": int(Status.REJECTED), "reject_reason": reason_flag(rejection.reason)})
+
+
+def _misfit(frame: PackedFrame, spec: ArchiveSpec) -> tuple[str, str] | None:
+    """Reason and message why a frame has no place in an epoch; None where it has."""
+    if frame.quantity != spec.quantity:
+        return "wrong_quantity", f"expected {spec.quantity}; got {frame.quantity}"
+    if not frame.grid.equals(spec.grid):
+        return "wrong_grid", f"expected the grid of the epoch from {spec.start}; got another"
+    distance = abs(frame.time - spec.slots.time(spec.slots.nearest(frame.time)))
+    if distance > spec.tolerance:
+        return "off_grid", f"expected a time within {spec.tolerance} of a slot; got {frame.time} ({distance})"
+    return None
