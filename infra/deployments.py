@@ -6,15 +6,19 @@ Flows are named by module entrypoints and found in the installed package, so not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from infra.attachment import attach
 from infra.services import POOL
 from infra.settings import Domain, Settings, domain_files, load_domain
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -63,6 +67,15 @@ def prefect_server(settings: Settings) -> Iterator[str]:
         yield address
 
 
+@contextmanager
+def prefect_client(settings: Settings) -> Iterator[SyncPrefectClient]:
+    """A connection to that server. Raises RuntimeError where there is none."""
+    from prefect.client.orchestration import get_client
+
+    with prefect_server(settings), get_client(sync_client=True) as client:
+        yield client
+
+
 def deploy_all(settings: Settings) -> list[str]:
     """Deploy every known domain and the automations; only the schedules of `active_domains` run. Gives the names.
 
@@ -71,11 +84,13 @@ def deploy_all(settings: Settings) -> list[str]:
     """
     from infra.automations import ensure_retraining, ensure_zombies_crash
 
-    ensure_zombies_crash(settings)
     names: list[str] = []
-    for name in domain_files(settings):
-        names += deploy_domain(settings, load_domain(name, settings), active=name in settings.active_domains)
-        ensure_retraining(settings, name)
+    with prefect_client(settings) as client:
+        ensure_zombies_crash(client)
+        for name in domain_files(settings):
+            active = name in settings.active_domains
+            names += deploy_domain(settings, load_domain(name, settings), active=active, client=client)
+            ensure_retraining(client, name)
     return names
 
 
@@ -86,7 +101,8 @@ def deploy_domain(
     interval: timedelta | None = None,
     anchor: datetime | None = None,
     active: bool = False,
-    plans: dict[str, FlowPlan] | None = None,
+    plans: Mapping[str, FlowPlan] = MappingProxyType(PLANS),
+    client: SyncPrefectClient | None = None,
 ) -> list[str]:
     """Create or update the deployments of one domain; doing it twice changes nothing.
 
@@ -97,6 +113,7 @@ def deploy_domain(
         anchor: Wall time at which a cycle's frame can be there; default: full cadence steps plus the feed's latency.
         active: Whether the schedules run.
         plans: Flow plans by name; default: Squall's flows.
+        client: An open connection, where there is one.
 
     Returns:
         Names `<flow>/<domain>`.
@@ -104,20 +121,22 @@ def deploy_domain(
     Raises:
         RuntimeError: no Prefect server.
     """
+    if client is None:
+        with prefect_client(settings) as opened:
+            return deploy_domain(
+                settings, domain, interval=interval, anchor=anchor, active=active, plans=plans, client=opened
+            )
     step = interval or domain.feed.cadence
     start = anchor or EPOCH + (domain.clock.latency or timedelta(0))
-    with prefect_server(settings):
-        _ensure_pool()
-        chosen = plans or PLANS
-        return [_deploy(plan, domain.name, step, start, active) for plan in chosen.values()]
+    _ensure_pool(client)
+    return [_deploy(client, plan, domain.name, step, start, active) for plan in plans.values()]
 
 
 def pause_domain(settings: Settings, domain: str) -> list[str]:
     """Stop the schedules of one domain (runs under way go on); the names of the deployments."""
-    from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 
-    with prefect_server(settings), get_client(sync_client=True) as client:
+    with prefect_client(settings) as client:
         found = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[domain])))
         for deployment in found:
             for schedule in deployment.schedules:
@@ -125,39 +144,50 @@ def pause_domain(settings: Settings, domain: str) -> list[str]:
         return [deployment.name for deployment in found]
 
 
-def _ensure_pool() -> None:
-    from prefect.client.orchestration import get_client
+def _ensure_pool(client: SyncPrefectClient) -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
 
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_work_pool(POOL)
-        except ObjectNotFound:
-            template = ProcessWorker.get_default_base_job_template()
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    try:
+        client.read_work_pool(POOL)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
 
 
-def _deploy(plan: FlowPlan, domain: str, step: timedelta, start: datetime, active: bool) -> str:
-    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.deployments.runner import RunnerDeployment
-    from prefect.schedules import Interval
+def _deploy(
+    client: SyncPrefectClient, plan: FlowPlan, domain: str, step: timedelta, start: datetime, active: bool
+) -> str:
+    """One request that creates or replaces: schedules and the runs already scheduled are those of the last call."""
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+    from prefect.client.schemas.schedules import IntervalSchedule
+    from prefect.flows import load_flow_from_entrypoint
+    from prefect.utilities.callables import parameter_schema
 
+    flow: Any = load_flow_from_entrypoint(plan.entrypoint, use_placeholder_flow=False)
     schedules = []
     if plan.every is not None:
-        schedules = [Interval(step * plan.every, anchor_date=start + step * plan.delay, active=active)]
-    deployment = RunnerDeployment.from_entrypoint(
-        plan.entrypoint,
-        name=domain,
+        schedule = IntervalSchedule(interval=step * plan.every, anchor_date=start + step * plan.delay, timezone="UTC")
+        schedules = [DeploymentScheduleCreate(schedule=schedule, active=active)]
+    client.create_deployment(
+        client.create_flow_from_name(flow.name),
+        domain,
         schedules=schedules,
-        concurrency_limit=ConcurrencyLimitConfig(
-            limit=1, collision_strategy=ConcurrencyLimitStrategy(plan.when_busy), grace_period_seconds=60
+        concurrency_limit=1,
+        concurrency_options=ConcurrencyOptions(
+            collision_strategy=ConcurrencyLimitStrategy(plan.when_busy), grace_period_seconds=60
         ),
         parameters={"domain": domain},
-        tags=["squall", domain, *plan.tags],
+        description=flow.description,
         work_pool_name=POOL,
+        tags=["squall", domain, *plan.tags],
+        entrypoint=plan.entrypoint,
+        parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
+        paused=False,
+        pull_steps=[],
+        enforce_parameter_schema=True,
+        job_variables={},
     )
-    deployment._path = None
-    deployment.apply()
-    return deployment.full_name
+    return f"{flow.name}/{domain}"

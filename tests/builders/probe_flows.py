@@ -17,14 +17,25 @@ def trace_folder(settings: Settings, domain: str) -> Path:
 
 
 @flow(name="probe")
-def probe(domain: str, reason: str | None = None, evidence: float | None = None) -> str:
-    """Write one trace with the time of its start and what it was given."""
-    settings = Settings()
-    folder = trace_folder(settings, domain)
-    folder.mkdir(parents=True, exist_ok=True)
-    trace = {"started": time.time(), "reason": reason, "evidence": evidence, "store": settings.store}
-    (folder / f"{time.time_ns()}.json").write_text(json.dumps(trace))
+def probe(domain: str) -> str:
+    """Write one trace with the time of its start and the store it was led to."""
+    _leave_trace(domain, store=Settings().store)
     return domain
+
+
+@flow(name="train")
+def train(domain: str, reason: str | None = None, evidence: float | None = None) -> str:
+    """Write one trace with what it was given."""
+    _leave_trace(domain, reason=reason, evidence=evidence)
+    return domain
+
+
+def _leave_trace(domain: str, **seen: object) -> None:
+    folder = trace_folder(Settings(), domain)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{time.time_ns()}"
+    partial.write_text(json.dumps({"started": time.time(), **seen}))
+    partial.rename(partial.with_name(partial.name[1:] + ".json"))
 
 
 @flow(name="lasting")

@@ -55,11 +55,10 @@ def pid_of(settings: Settings, service: str) -> int | None:
 
 def flow_runs(settings: Settings, flow: str) -> list[Any]:
     """All runs of a flow that the server knows, oldest schedule first."""
-    from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 
-    from infra.deployments import prefect_server
+    from infra.deployments import prefect_client
 
-    with prefect_server(settings), get_client(sync_client=True) as client:
+    with prefect_client(settings) as client:
         runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])), limit=200)
     return sorted(runs, key=lambda run: run.expected_start_time)
