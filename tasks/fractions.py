@@ -98,10 +98,11 @@ def _sum_field(
 def _sum_windows(
     forecast: npt.NDArray[np.uint8], observed: npt.NDArray[np.uint8], known: npt.NDArray[np.bool_], width: int
 ) -> tuple[float, float]:
-    """Error and reference of one field; counts per window are whole numbers, so float32 holds them exactly."""
+    """Error and reference of one field; all sums are of whole numbers below 2^53, so nothing is rounded."""
     ours, theirs = (_window_counts(event, width)[known].astype(np.float64) for event in (forecast, observed))
-    difference = ours - theirs
-    return float(difference @ difference), float(ours @ ours + theirs @ theirs)
+    # einsum, not @: a threaded BLAS dot takes 20 times as long once other processes compete for the cores.
+    reference = float(np.einsum("i,i", ours, ours) + np.einsum("i,i", theirs, theirs))
+    return reference - 2 * float(np.einsum("i,i", ours, theirs)), reference
 
 
 def _window_counts(event: npt.NDArray[np.uint8], width: int) -> npt.NDArray[Any]:

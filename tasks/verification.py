@@ -125,9 +125,9 @@ def score_product(store: ObjectStore, path: str, archive: Archive, domain: Domai
     fresh = [time for time in times if time in observed and known.get(time) != observed[time]]
     if not fresh:
         return []
-    sources: dict[Source, Fields] = {"product": issued.forecast, **_baselines(archive, domain, issued)}
-    truth = _observations(archive, issued, fresh, snapshot)
     leads = [times.index(time) for time in fresh]
+    sources: dict[Source, Fields] = {"product": issued.forecast, **_baselines(archive, domain, issued, leads[-1] + 1)}
+    truth = _observations(archive, issued, fresh, snapshot)
     chosen = {source: field[leads] for source, field in sources.items()}
     statistics = score_sources(chosen, truth.values, domain.verification, cell_size_m(truth))
     hashes = [observed[time] for time in fresh]
@@ -163,10 +163,10 @@ def score_sources(
     }
 
 
-def _baselines(archive: Archive, domain: Domain, issued: Issued) -> dict[Source, Fields]:
+def _baselines(archive: Archive, domain: Domain, issued: Issued, leads: int) -> dict[Source, Fields]:
     """Persistence and extrapolation (lead, y, x) from the product's own context; one that cannot answer is absent."""
     context = _context(archive, domain, issued)
-    asked = domain.forecast.model_copy(update={"lead_times": len(issued.valid_times)})
+    asked = domain.forecast.model_copy(update={"lead_times": leads})
     same = domain.model_copy(update={"forecast": asked})
     made: dict[Source, Fields] = {}
     for source in _BASELINES:
