@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,36 +78,37 @@ class Export:
     missing: int
 
 
-def export_period(
+def export_archive(
     archive: Archive,
+    out: Path | str,
     start: datetime,
     end: datetime,
-    url: str,
-    created: datetime,
     *,
+    created: datetime | None = None,
     storage: Mapping[str, object] | None = None,
     as_of: str | None = None,
     credit: Credit | None = None,
 ) -> Export:
-    """Write the frames of [start, end] (both included) to `url`; the group's metadata comes last and makes it visible.
+    """Write the frames of [start, end] (both included) to `out`; the group's metadata comes last and makes it visible.
 
     Args:
         archive: Where from.
+        out: Path or s3:// URL of the Zarr group to be.
         start: First slot.
         end: Last slot.
-        url: Path or s3:// URL of the Zarr group to be.
-        created: Time stamped on the export (aware, UTC).
-        storage: fsspec-style options of `url`.
+        created: Time stamped on the export (aware, UTC); None = now.
+        storage: fsspec-style options of `out`.
         as_of: Snapshot id or tag; None = the newest, which the export then names.
         credit: Attributes of an MLCast data set.
 
     Raises:
-        ExportExists: `url` holds another snapshot or period.
+        ExportExists: `out` holds another snapshot or period.
         ValueError: no frame in the period.
     """
     snapshot = archive.snapshot() if as_of is None else as_of
-    parent, _, name = url.rstrip("/").rpartition("/")
-    target = ObjectStore(parent, storage)
+    url = str(out).rstrip("/")
+    parent, _, name = url.rpartition("/")
+    target = ObjectStore(parent or ".", storage)
     present, times = archive.present(start, end, snapshot)
     if not present.any():
         raise ValueError(f"expected frames in {start}..{end} at snapshot {snapshot}; there are none")
@@ -127,7 +129,7 @@ def export_period(
     _write_coordinates(stores, first, times, present)
     _write_frames(stores, archive, times[present], first, snapshot)
     group = target.zarr_store(name, read_only=False)
-    zarr.create_group(group, attributes={**_global_attrs(first, created, credit), **stamp})
+    zarr.create_group(group, attributes={**_global_attrs(first, created or datetime.now(UTC), credit), **stamp})
     return export
 
 

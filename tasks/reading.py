@@ -15,6 +15,7 @@ from zarr.core.sync import sync
 
 from tasks.chunks import need_chunks
 from tasks.epochs import DAY, FILLED, Epoch, EpochMismatch, overlapping
+from tasks.layout import SLOT_ARRAYS
 from tasks.packing import decompress, unpack
 from tasks.slot_table import SlotTable, field_key, texts
 from tasks.slots import as_times
@@ -82,7 +83,7 @@ def _dataset(epoch: Epoch, field: NDArray[np.float32], columns: dict[str, NDArra
     return xr.Dataset(
         {
             spec.quantity: (("time", "y", "x"), field, attrs),
-            **{name: ("time", values) for name, values in columns.items() if name != "time"},
+            **{name: ("time", values, _flags(name)) for name, values in columns.items() if name != "time"},
         },
         coords={
             "time": ("time", columns["time"], {"standard_name": "time", "long_name": "slot, end of interval"}),
@@ -92,6 +93,11 @@ def _dataset(epoch: Epoch, field: NDArray[np.float32], columns: dict[str, NDArra
         },
         attrs={"Conventions": "CF-1.11", "license": spec.licence, "domain": spec.domain, "feed": spec.feed},
     )
+
+
+def _flags(name: str) -> dict[str, object]:
+    attrs = SLOT_ARRAYS[name][3]
+    return {key: attrs[key] for key in ("long_name", "flag_values", "flag_meanings") if key in attrs}
 
 
 def extreme_filled(session: ic.Session, epoch: Epoch, *, newest: bool) -> int | None:

@@ -146,6 +146,9 @@ class Staging:
         content = np.frombuffer(arrival.content_hash, np.uint8)
         if before.filled and np.array_equal(table.row("content_hash", slot), content):
             self.outcome.unchanged += 1
+            key = texts(table.row("source_key", slot)[None])[0]
+            if key != arrival.source_key:  # remembered, or it would be downloaded in every cycle
+                self._duplicate(arrival.source_key, arrival.etag, arrival.frame.time, f"{key} holds the same bytes")
             return
         if before.filled and not self._displaces(table, slot, time, arrival):
             return

@@ -107,6 +107,15 @@ def test_a_farther_frame_never_displaces_a_nearer_one_but_a_nearer_does(archive:
     assert archive.write([received(at(4, 5), 3.0, key="near")]).snapshot is None
 
 
+def test_the_same_bytes_under_another_key_are_remembered_once(archive: Archive) -> None:
+    archive.write([received(at(4), key="first")])
+    report = archive.write([received(at(4), key="copy")])
+    assert (report.written, report.unchanged) == (0, 1)
+    assert ("copy", "e1") in archive.known(at(0), at(9))
+    assert archive.write([received(at(4), key="copy")]).snapshot is None
+    assert archive.write([received(at(4), key="first", etag="touched")]).snapshot is None
+
+
 def test_a_rejected_object_marks_its_empty_slot_until_a_good_one_comes(archive: Archive) -> None:
     bad = Rejection("bad.bin", "e1", at(2), "truncated", "expected 10 bytes; got 3")
     archive.write([], [bad])

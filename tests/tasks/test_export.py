@@ -14,7 +14,7 @@ from builders.archives import STEP, at, frame, received, spec, tiny_archive
 from builders.tiny_feed import tiny_domain
 from infra.settings import Settings
 from tasks.archive import Archive
-from tasks.export import Credit, ExportExists, export_period
+from tasks.export import Credit, ExportExists, export_archive
 
 CREATED = datetime(2026, 11, 20, 12, tzinfo=UTC)
 CREDIT = Credit(
@@ -34,7 +34,7 @@ def archive(tmp_path: Path) -> Archive:
 
 
 def test_frames_come_out_as_they_are_and_gaps_are_listed(archive: Archive, tmp_path: Path) -> None:
-    export = export_period(archive, at(0), at(9), str(tmp_path / "out.zarr"), CREATED)
+    export = export_archive(archive, str(tmp_path / "out.zarr"), at(0), at(9), created=CREATED)
     assert (export.frames, export.missing, export.snapshot) == (3, 2, archive.snapshot())
     data = xr.open_zarr(tmp_path / "out.zarr", consolidated=False)
     assert data.time.values.tolist() == [np.datetime64(at(n).replace(tzinfo=None), "ns").astype(int) for n in (1, 2, 5)]
@@ -47,26 +47,26 @@ def test_frames_come_out_as_they_are_and_gaps_are_listed(archive: Archive, tmp_p
 
 def test_an_export_is_repeated_harmlessly_and_never_overwritten(archive: Archive, tmp_path: Path) -> None:
     url = str(tmp_path / "out.zarr")
-    first = export_period(archive, at(0), at(9), url, CREATED)
+    first = export_archive(archive, url, at(0), at(9), created=CREATED)
     before = (tmp_path / "out.zarr" / "zarr.json").read_bytes()
-    assert export_period(archive, at(0), at(9), url, CREATED, as_of=first.snapshot) == first
+    assert export_archive(archive, url, at(0), at(9), created=CREATED, as_of=first.snapshot) == first
     archive.write([received(at(6))])
     with pytest.raises(ExportExists):
-        export_period(archive, at(0), at(9), url, CREATED)
+        export_archive(archive, url, at(0), at(9), created=CREATED)
     assert (tmp_path / "out.zarr" / "zarr.json").read_bytes() == before
 
 
 def test_an_export_that_died_is_begun_again(archive: Archive, tmp_path: Path) -> None:
-    export_period(archive, at(0), at(9), str(tmp_path / "out.zarr"), CREATED)
+    export_archive(archive, str(tmp_path / "out.zarr"), at(0), at(9), created=CREATED)
     (tmp_path / "out.zarr" / "zarr.json").unlink()
     (tmp_path / "out.zarr" / "stray").write_text("half a file")
-    export_period(archive, at(0), at(9), str(tmp_path / "out.zarr"), CREATED)
+    export_archive(archive, str(tmp_path / "out.zarr"), at(0), at(9), created=CREATED)
     assert not (tmp_path / "out.zarr" / "stray").exists()
 
 
 def test_a_period_without_frames_is_an_error(archive: Archive, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there are none"):
-        export_period(archive, at(100), at(200), str(tmp_path / "out.zarr"), CREATED)
+        export_archive(archive, str(tmp_path / "out.zarr"), at(100), at(200), created=CREATED)
 
 
 def failed_rules(url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
@@ -94,7 +94,7 @@ def test_the_community_validator_finds_nothing_but_the_short_record(
     wide = frame(at(0), shape=(260, 270))
     archive = tiny_archive(tmp_path / "archive", y=wide.y.values, x=wide.x.values)
     archive.write([received(at(n), shape=(260, 270)) for n in (0, 1, 4)])
-    export_period(archive, at(0), at(9), str(tmp_path / "out.zarr"), CREATED, credit=CREDIT)
+    export_archive(archive, str(tmp_path / "out.zarr"), at(0), at(9), created=CREATED, credit=CREDIT)
     assert list(failed_rules(str(tmp_path / "out.zarr"), monkeypatch)) == ["Minimum 3-year coverage"]
 
 
@@ -113,7 +113,7 @@ def test_finland_passes_the_community_validator_but_for_its_length(
     domain = tiny_domain(root, tmp_path / "archive", kind="fmi")
     ingest(feed, domain, start, start + 2 * STEP, CREATED, backfill=True)
     archive = Archive.open(domain.archive.url, {})
-    export_period(archive, start, start + 2 * STEP, str(tmp_path / "fmi.zarr"), CREATED, credit=CREDIT)
+    export_archive(archive, str(tmp_path / "fmi.zarr"), start, start + 2 * STEP, created=CREATED, credit=CREDIT)
     assert list(failed_rules(str(tmp_path / "fmi.zarr"), monkeypatch)) == ["Minimum 3-year coverage"]
 
 
@@ -132,7 +132,7 @@ def test_reflectivity_keeps_its_name_and_its_no_echo(tmp_path: Path) -> None:
     dbz = frame(at(0), 20.0).rename("equivalent_reflectivity_factor").assign_attrs(units="dBZ", no_echo=-32.0)
     dbz[0, 1] = -32.0
     archive.write([replace(received(at(0)), frame=dbz)])
-    export_period(archive, at(0), at(0), str(tmp_path / "out.zarr"), CREATED)
+    export_archive(archive, str(tmp_path / "out.zarr"), at(0), at(0), created=CREATED)
     field = xr.open_zarr(tmp_path / "out.zarr", consolidated=False).equivalent_reflectivity_factor
     assert field.attrs["no_echo"] == -32.0
     assert field.values[0, 0, :3].tolist()[1:] == [-32.0, 20.0]

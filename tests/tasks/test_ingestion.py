@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
@@ -15,6 +16,7 @@ from builders.tiny_feed import TinyFeed, put, tiny_domain, tiny_feed
 from infra.settings import Domain, RegionSettings, Settings
 from tasks.archive import Archive, EpochMismatch, Status
 from tasks.ingestion import IngestReport, ingest
+from tasks.receiving import Job, receive
 
 NOW = at(1000)
 
@@ -197,6 +199,16 @@ def test_the_projects_parallel_map_is_taken(folder: Path, domain: Domain) -> Non
         put(folder, at(number))
     with mapper(Settings()) as parallel:
         assert run(folder, domain, map=parallel).written == 5
+
+
+def test_what_a_worker_gets_and_gives_travels_between_processes(folder: Path, domain: Domain) -> None:
+    put(folder, at(1), 2.0)
+    feed = tiny_feed(folder)
+    job = Job(feed, feed.list(at(0), at(9))[0], feed.packing, domain.region, NOW)
+    parcel = pickle.loads(pickle.dumps(receive(pickle.loads(pickle.dumps(job)))))
+    assert [frame.time for frame in parcel.frames] == [at(1)]
+    assert parcel.nbytes < 200
+    assert job.key == parcel.item.key
 
 
 def _ingest_in_a_process(folder: str, url: str, first: int, last: int) -> int:
