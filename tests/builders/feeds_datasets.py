@@ -79,6 +79,13 @@ def taasrad19_codes() -> npt.NDArray[np.uint8]:
     return np.where(inside, (frame * 31 + y * 64 + x) % 256, 0).astype(np.uint8)
 
 
+def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Pixels as a PNG."""
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
 @lru_cache(maxsize=4)
 def taasrad19_png(coloured: bool = False, side: int = 2048) -> bytes:
     """A sheet as an opaque RGBA PNG."""
@@ -87,9 +94,7 @@ def taasrad19_png(coloured: bool = False, side: int = 2048) -> bytes:
     pixels[..., 3] = 255
     if coloured:
         pixels[..., 1] = 255 - pixels[..., 1]
-    stream = BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
+    return png(pixels)
 
 
 def taasrad19_dates() -> Mapping[str, bytes]:

@@ -156,6 +156,7 @@ def knmi_h5(
     parameter: str = "ACCUMULATED_PRECIPITATION_[MM]",
     time: datetime = KNMI_TIME,
     fill: bool = True,
+    codes: npt.NDArray[np.uint16] | None = None,
 ) -> bytes:
     """A KNMI file whose image has `shape` and whose geography declares `declared` (default the same)."""
     ny, nx = declared or shape
@@ -167,7 +168,7 @@ def knmi_h5(
         image.attrs["image_product_name"] = np.bytes_("RAD_NL25_RAU_H1.5_5mi")
         data = image.create_dataset("image_data", shape, np.uint16, chunks=shape, compression="gzip")
         if fill:
-            data[...] = np.resize(knmi_codes(), shape)
+            data[...] = np.resize(knmi_codes() if codes is None else codes, shape)
         calibration = image.create_group("calibration")
         calibration.attrs["calibration_formulas"] = np.bytes_(formula)
         calibration.attrs["calibration_missing_data"] = [65535]
@@ -213,7 +214,7 @@ def bom_codes() -> npt.NDArray[np.int16]:
 
 def bom_nc(
     side: int = 20, width: int | None = None, name: str = "precipitation", standard_name: str = "precipitation_amount",
-    time: datetime = BOM_TIME, fill: bool = True,
+    time: datetime = BOM_TIME, fill: bool = True, codes: npt.NDArray[np.int16] | None = None,
 ) -> bytes:  # fmt: skip
     """A Rainfields file of `side` rows whose x axis has `width` cells (default as many)."""
     stream = BytesIO()
@@ -222,7 +223,7 @@ def bom_nc(
         file.attrs["title"] = np.bytes_("Bias Corrected Radar Accumulation (10 min)")
         field = file.create_dataset(name, (side, side), np.int16, chunks=(side, side), compression="gzip")
         if fill:
-            field[...] = np.resize(bom_codes(), (side, side))
+            field[...] = np.resize(bom_codes() if codes is None else codes, (side, side))
         words = {"standard_name": standard_name, "units": "kg m-2", "grid_mapping": "proj"}
         for word, text in words.items():
             field.attrs[word] = np.bytes_(text)
