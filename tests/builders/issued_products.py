@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from builders.nowcasts import newest_context
+from builders.nowcasts import LATENCY, slot_time
 from infra.objects import ObjectStore
 from infra.settings import Domain
 from tasks.archive import Archive
+from tasks.context import build_context
 from tasks.forecasting import baseline_rung, run_ladder
 from tasks.manifest import MANIFEST, Manifest, write_all
 from tasks.product_store import encode_product
@@ -16,12 +17,16 @@ from tasks.report import REPORT, build_report
 
 
 def issue(store: ObjectStore, domain: Domain, archive: Archive, last: int, *, rung: str = "extrapolation") -> str:
-    """Issue the product whose newest frame is slot `last`; returns its path."""
-    context = newest_context(domain, archive, last)
-    forecast = run_ladder(
-        context, [baseline_rung(rung, context, domain)], domain, deadline=timedelta(minutes=1), seed=0
-    )
-    path = f"products/{domain.name}/{context.init_time:%Y/%m/%d/%H%M}/run-{last:03}"
+    """Issue the product whose newest frame is slot `last` of the small archives; returns its path."""
+    return issue_at(store, domain, archive, slot_time(last) + LATENCY, rung=rung)
+
+
+def issue_at(store: ObjectStore, domain: Domain, archive: Archive, at: datetime, *, rung: str = "extrapolation") -> str:
+    """Issue the product of what was known at `at`; returns its path."""
+    context = build_context(archive, domain, at, latency=LATENCY)
+    rungs = [baseline_rung(rung, context, domain)]
+    forecast = run_ladder(context, rungs, domain, deadline=timedelta(minutes=1), seed=0)
+    path = f"products/{domain.name}/{context.init_time:%Y/%m/%d/%H%M}/run-{context.init_time:%H%M}"
     report = build_report(context, forecast, domain, path, as_of=None, seconds={})
     objects = {**encode_product(build_product(forecast, context, domain)), REPORT: report.encode()}
     write_all(store, path, objects)

@@ -60,7 +60,7 @@ def test_a_product_is_scored_by_lead_beside_both_baselines(tmp_path: Path) -> No
     forecast = open_product(it.store, path)["rainfall_rate_mean"].values
     observed = np.where(np.isfinite(forecast), it.rain[LAST + 1 : LAST + 1 + LEADS], np.nan)
     assert {(row.run, row.rung, row.product, row.units) for row in rows} == {
-        ("run-007", "extrapolation", path, "mm h-1")
+        ("run-1535", "extrapolation", path, "mm h-1")
     }
     by_place = {row.place: row for row in rows}
     persisted = contingency(it.rain[[LAST] * LEADS], observed, RULE.thresholds)
