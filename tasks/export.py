@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 
-from infra.objects import ObjectStore
+from infra.objects import ObjectStore, is_local, local_path
 from tasks.archive import Archive
 from tasks.grid import crs_of, latlon
 from tasks.packing import ZSTD_LEVEL
@@ -106,9 +106,9 @@ def export_archive(
         ValueError: no frame in the period.
     """
     snapshot = archive.snapshot() if as_of is None else as_of
-    url = str(out).rstrip("/")
+    url = str(local_path(str(out))) if is_local(str(out)) else str(out).rstrip("/")
     parent, _, name = url.rpartition("/")
-    target = ObjectStore(parent or ".", storage)
+    target = ObjectStore(parent or "/", storage)
     present, times = archive.present(start, end, snapshot)
     if not present.any():
         raise ValueError(f"expected frames in {start}..{end} at snapshot {snapshot}; there are none")
