@@ -13,68 +13,34 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from infra.registry import ModelMissing, ModelVersion, RegistryEvent, TensorSignature, TrackingUnavailable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = [
+    "CHALLENGER",
+    "CHAMPION",
+    "PREVIOUS",
+    "ModelMissing",
+    "ModelVersion",
+    "RegistryEvent",
+    "RunLog",
+    "TensorSignature",
+    "Tracking",
+    "TrackingUnavailable",
+]
+
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+_ANSWER_WITHIN = 5.0
+_NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 EVENT_TAG, EVENT_TIME = "squall.event.", "%Y-%m-%dT%H.%M.%S.%f%z"  # MLflow allows no + in a tag's name
-
-
-class ModelMissing(LookupError):
-    """The registry has no such model, version or alias."""
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """One version of a registered model.
-
-    Attributes:
-        name: Registered name, `<domain>-<model>`.
-        version: Number, as MLflow counts.
-        run_id: Training run it came from; None for an import.
-        aliases: champion, challenger, previous, or none.
-        tags: Tags of the version.
-        created_at: When it was registered (aware, UTC).
-    """
-
-    name: str
-    version: int
-    run_id: str | None
-    aliases: tuple[str, ...]
-    tags: Mapping[str, str]
-    created_at: datetime
-
-
-@dataclass(frozen=True)
-class RegistryEvent:
-    """One change of who is champion.
-
-    Attributes:
-        at: When (aware, UTC).
-        event: promoted, rolled-back or refused.
-        version: The version concerned.
-        replaced: Champion before; None if there was none.
-        reason: In words.
-    """
-
-    at: datetime
-    event: str
-    version: int
-    replaced: int | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class TensorSignature:
-    """Shapes (−1 = any) of a model's float32 input and output, batch first."""
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
 
 
 class RunLog:
@@ -119,7 +85,11 @@ class Tracking:
     """An MLflow tracking server and registry, or a SQLite file with artifacts beside it."""
 
     def __init__(self, uri: str) -> None:
-        """Connect to `uri`: http(s)://... or sqlite:///absolute/path.db."""
+        """Connect to `uri`: http(s)://... or sqlite:///absolute/path.db.
+
+        Raises:
+            TrackingUnavailable: no server answers there (asked once, briefly: MLflow itself retries for minutes).
+        """
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -127,6 +97,8 @@ class Tracking:
 
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        else:
+            _require_answer(uri)
         self.uri = uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -161,6 +133,13 @@ class Tracking:
             self._client.set_terminated(run_id, "FAILED")
             raise
         self._client.set_terminated(run_id, "FINISHED")
+
+    def find_run(self, experiment: str, name: str) -> str | None:
+        """Id of the newest run of that name in `experiment`; None where there is none."""
+        found = self._client.search_runs(
+            [self._experiment(experiment)], f"attributes.run_name = '{name}'", max_results=1
+        )
+        return str(found[0].info.run_id) if found else None
 
     def run_link(self, log: RunLog) -> str:
         """Address of a run's page in the MLflow UI; the store's address where there is no server."""
@@ -223,14 +202,12 @@ class Tracking:
         # log_model has no client form: it reads the process-wide address.
         import mlflow
 
-        before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.uri)  # the registry's follows it
         try:
             yield
         finally:
-            mlflow.set_tracking_uri(before[0])
-            mlflow.set_registry_uri(before[1])
+            mlflow.set_tracking_uri(before)
 
     def version(self, name: str, which: str | int) -> ModelVersion:
         """The version of `name` with the alias or number `which`.
@@ -244,6 +221,8 @@ class Tracking:
             number = int(which) if str(which).isdigit() else self._alias(name, str(which))
             found = self._client.get_model_version(name, str(number))
         except MlflowException as error:
+            if error.error_code not in _NOT_FOUND:
+                raise TrackingUnavailable(f"{self.uri}: {error}") from error
             raise ModelMissing(f"expected a registered model {name}@{which} at {self.uri}; found none") from error
         return self._describe(found)
 
@@ -288,6 +267,11 @@ class Tracking:
                 (found,) = fetched.glob("artifacts/*/model.safetensors")
             _copy_atomically(found.parent, folder)
         return folder
+
+    def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of one registered version."""
+        for key, value in tags.items():
+            self._client.set_model_version_tag(name, str(version), key, value)
 
     def challenge(self, name: str, version: int) -> None:
         """Give `version` the alias challenger."""
@@ -342,6 +326,16 @@ class Tracking:
         tags = self._client.get_registered_model(name).tags
         events = sorted((key.removeprefix(EVENT_TAG), text) for key, text in tags.items() if key.startswith(EVENT_TAG))
         return [RegistryEvent(at=datetime.strptime(at, EVENT_TIME), **json.loads(text)) for at, text in events]
+
+
+def _require_answer(uri: str) -> None:
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=_ANSWER_WITHIN):
+            pass
+    except HTTPError:  # it answers; whether it lets us in shows later
+        pass
+    except OSError as error:
+        raise TrackingUnavailable(f"expected an MLflow server at {uri}; {error}") from error
 
 
 @contextmanager

@@ -49,8 +49,10 @@ class WindowReader:
         store, (rows, columns) = self._open(), self.samples.size
         length, packing = self.samples.spec.length, self.samples.data.info.packing
         pending = [store[w.frame : w.frame + length, w.y : w.y + rows, w.x : w.x + columns].read() for w in windows]
-        codes = np.stack([_turn(future.result(), w.symmetry) for future, w in zip(pending, windows, strict=True)])
-        return unpack(codes, packing)
+        fields = np.empty((len(windows), length, rows, columns), np.float32)
+        for field, future, window in zip(fields, pending, windows, strict=True):
+            unpack(_turn(future.result(), window.symmetry), packing, out=field)
+        return fields
 
 
 def _turn(codes: NDArray[Any], symmetry: int) -> NDArray[Any]:
