@@ -14,6 +14,21 @@ from pathlib import Path
 from infra.settings import Domain, Settings
 
 
+def parse_time(text: str | None) -> datetime | None:
+    """ISO 8601 as an aware UTC time (a time without an offset is UTC); None stays None.
+
+    Raises:
+        ValueError: another form.
+    """
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"expected a time such as 2016-09-28T14:45Z; got {text!r}") from error
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
 @dataclass(frozen=True)
 class Clock:
     """Maps wall time to domain time.

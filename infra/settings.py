@@ -117,7 +117,10 @@ class TrainingSettings(_Frozen):
     budget: Duration = timedelta(minutes=20)
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
-    loss: str = "balanced"
+    loss: Literal["mse", "balanced", "csi"] = "csi"
+    augment: bool = False
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    validate_every: int = Field(default=500, ge=1)
 
 
 class Domain(_Frozen):

@@ -1,0 +1,149 @@
+"""The `squall` command: run a flow, look at an archive, a product or a model, start and stop the local stack."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from flows import archive_commands, model_commands, printing, product_commands, stack_commands
+
+app = typer.Typer(
+    name="squall",
+    help="Radar frames to archive, to trained model, to scheduled, published and verified nowcasts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.add_typer(archive_commands.app, name="archive")
+app.add_typer(product_commands.app, name="product")
+app.add_typer(model_commands.app, name="model")
+stack_commands.add_to(app)
+
+DomainName = Annotated[str, typer.Argument(help="A domain, such as finland.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+From = Annotated[str | None, typer.Option("--from", help="ISO 8601 UTC, such as 2016-09-28T14:45Z.")]
+To = Annotated[str | None, typer.Option("--to", help="ISO 8601 UTC.")]
+
+
+def _run(flow: Callable[..., Any], as_json: bool, **parameters: Any) -> None:
+    printing.show(flow(**parameters), as_json)
+
+
+@app.command(epilog="Example: `squall ingest finland --from 2016-09-28T14:45Z --to 2016-09-28T18:00Z`")
+def ingest(domain: DomainName, start: From = None, end: To = None, as_json: AsJson = False) -> None:
+    """Bring the newest frames of a feed, or those of a past period, into the archive."""
+    stack_commands.enter()
+    from flows.ingest import ingest as flow
+
+    _run(flow, as_json, domain=domain, start=start, end=end)
+
+
+@app.command(epilog="Example: `squall nowcast finland --at 2016-09-28T16:00Z`")
+def nowcast(
+    domain: DomainName,
+    at: Annotated[str | None, typer.Option(help="Use only what had been received by this time.")] = None,
+    as_of: Annotated[str | None, typer.Option(help="Archive snapshot to read.")] = None,
+    model: Annotated[str | None, typer.Option(help="NAME@ALIAS, NAME/VERSION, or a rung of the ladder.")] = None,
+    members: Annotated[int, typer.Option(min=1, help="Ensemble members, where the rung has any.")] = 1,
+    deadline: Annotated[str | None, typer.Option(help="Time budget, such as 60s.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Issue one nowcast and publish it."""
+    stack_commands.enter()
+    from flows.nowcast import nowcast as flow
+
+    _run(
+        flow,
+        as_json,
+        domain=domain,
+        at=at,
+        as_of=as_of,
+        model=model,
+        members=members,
+        deadline=deadline,
+        seed=seed,
+    )
+
+
+@app.command(epilog="Example: `squall verify finland`")
+def verify(domain: DomainName, start: From = None, end: To = None, as_json: AsJson = False) -> None:
+    """Score the issued products whose valid time has come, next to extrapolation and persistence."""
+    stack_commands.enter()
+    from flows.verify import verify as flow
+
+    _run(flow, as_json, domain=domain, start=start, end=end)
+
+
+@app.command(epilog="Example: `squall train trentino --model earthformer --preset small-64 --budget 10min`")
+def train(
+    domain: DomainName,
+    model: Annotated[str, typer.Option(help="Model family.")] = "earthformer",
+    preset: Annotated[str | None, typer.Option(help="Preset of the family, such as small-64.")] = None,
+    from_model: Annotated[str | None, typer.Option(help="NAME@ALIAS to start from.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time budget, such as 10min.")] = None,
+    resume: Annotated[str | None, typer.Option(help="MLflow run id to go on with.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split's order, the draws and the weights.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a challenger, compare it with the champion and both baselines, promote it or not."""
+    stack_commands.enter()
+    from flows.train import train as flow
+
+    name = f"{model}/{preset}" if preset else None
+    _run(flow, as_json, domain=domain, preset=name, from_model=from_model, budget=budget, resume=resume, seed=seed)
+
+
+@app.command(epilog="Example: `squall replay finland --from 2016-09-28T14:45Z --to 2016-09-28T18:00Z --speed 10`")
+def replay(
+    domain: DomainName,
+    start: Annotated[str, typer.Option("--from", help="ISO 8601 UTC: where the domain's clock starts.")],
+    end: Annotated[str, typer.Option("--to", help="ISO 8601 UTC: where it stands still.")],
+    speed: Annotated[float, typer.Option(min=0.1, help="Domain seconds per second.")] = 60.0,
+    follow: Annotated[bool, typer.Option(help="Wait until the replay is over.")] = True,
+) -> None:
+    """Run a past period as if live, on the running stack: frames become visible at valid time + latency."""
+    settings = stack_commands.enter(needs_stack=True)
+    from flows.replay import replay as run
+
+    run(settings, domain, start, end, speed, follow=follow)
+
+
+@app.command(epilog="Example: `squall demo`")
+def demo() -> None:
+    """Run the main job on embedded defaults: simulated rain, archive, training, nowcasts, products, scores."""
+    settings = stack_commands.enter()
+    from flows.demo import demo as run
+
+    run(settings)
+
+
+@app.command(epilog="Example: `squall golden ../shared/golden/earthformer`")
+def golden(
+    path: Annotated[str, typer.Argument(help="A folder of reference numbers.")], as_json: AsJson = False
+) -> None:
+    """Compare the models with reference numbers; a file that nothing can check fails."""
+    from tasks.golden import run_golden
+
+    results = run_golden(path)
+    printing.show_golden(results, as_json)
+    raise typer.Exit(0 if all(result.ok for result in results) else 1)
+
+
+def main() -> None:
+    """Entry point: errors a user can act on are one line, not a traceback (set SQUALL_TRACEBACK=1 to see it)."""
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("SQUALL_TRACEBACK"):
+            raise
+        sys.stderr.write(f"squall: {error}\n")
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Newest context → forecast of the best rung in time → product → latest.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from infra.attachment import running_settings
+from infra.clock import parse_time, read_clock
+from infra.settings import load_domain, parse_duration
+from tasks import cycle, steps
+from tasks.forecasting import NoForecast
+
+
+@flow(name="nowcast", flow_run_name="nowcast {domain}", log_prints=True)
+def nowcast(
+    domain: str,
+    at: str | None = None,
+    as_of: str | None = None,
+    model: str | None = None,
+    members: int = 1,
+    deadline: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Issue one nowcast and publish it; refusing is an answer too, and says why.
+
+    Args:
+        domain: A domain's name.
+        at: ISO 8601 UTC: use only what had been received by then; default: the domain's clock.
+        as_of: Archive snapshot to read; default: the newest.
+        model: `NAME@ALIAS`, `NAME/VERSION` or a rung's name; default: the domain's ladder.
+        members: Ensemble members, where the rung has any.
+        deadline: Time budget such as `60s`; default: the domain's.
+        seed: Seed of everything random in the forecast.
+    """
+    delay = steps.start_delay()
+    settings = running_settings()
+    place = load_domain(domain, settings)
+    clock = read_clock(place, settings)
+    moment = parse_time(at)
+    if moment is None:
+        steps.await_newest(place, settings, clock, place.forecast.deadline / 2)
+    context = steps.read_context(place, settings, clock, moment, as_of)
+    limit = parse_duration(deadline) if deadline else place.forecast.deadline
+    try:
+        forecast = steps.make_forecast(
+            place, settings, context, model=model, members=members, deadline=limit, seed=seed
+        )
+    except NoForecast as error:
+        steps.announce("nowcast.missed", domain, reason=str(error), at=context.at.isoformat())
+        raise
+    published = steps.publish_forecast(
+        place, settings, clock, context, forecast, as_of=as_of, seconds={"start_delay": delay} if delay else None
+    )
+    report, picture = cycle.look_at(place, settings, published)
+    steps.announce("nowcast.published", domain, path=published.path, rung=report.rung, verdict=report.verdict)
+    steps.show_product(domain, published, report, picture)
+    return {
+        "domain": domain,
+        "init_time": report.init_time.isoformat(),
+        "path": f"{place.product.url}/{published.path}",
+        "rung": report.rung,
+        "verdict": report.verdict,
+        "reasons": list(report.reasons),
+        "model": f"{report.model.name} {report.model.version}",
+        "archive_snapshot": report.archive_snapshot,
+        "latest": published.latest,
+        "published_before": published.already,
+        "seconds": {**report.seconds, **published.seconds},
+    }

@@ -1,0 +1,65 @@
+"""Challenger against champion: train, compare out of sample, promote or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from infra.attachment import running_settings
+from infra.settings import load_domain, parse_duration
+from tasks import steps
+
+
+@flow(name="train", flow_run_name="train {domain}", log_prints=True)
+def train(
+    domain: str,
+    preset: str | None = None,
+    from_model: str | None = None,
+    budget: str | None = None,
+    max_steps: int | None = None,
+    resume: str | None = None,
+    as_of: str | None = None,
+    seed: int = 0,
+    reason: str = "asked for",
+) -> dict[str, Any]:
+    """Train a challenger on the archive and let the promotion gate decide.
+
+    Args:
+        domain: A domain's name.
+        preset: `family/preset`; default: the domain's.
+        from_model: `NAME@ALIAS` to start from.
+        budget: Wall time such as `10min`; default: the domain's.
+        max_steps: Optimiser steps instead of a budget.
+        resume: MLflow run id of an interrupted training.
+        as_of: Archive snapshot; default: the newest.
+        seed: Of order, draws and initial weights.
+        reason: Why this training was started.
+    """
+    settings = running_settings()
+    place = load_domain(domain, settings)
+    print(f"training for {domain}: {reason}")
+    data = steps.sample_data(place, settings, as_of)
+    limit = parse_duration(budget) if budget else None
+    choice = {"preset": preset, "from_model": from_model, "resume": resume, "seed": seed}
+    fitted = steps.fit_model(place, settings, data, budget=limit, max_steps=max_steps, **choice)
+    verdict = steps.compare_models(place, settings, data, fitted)
+    version = steps.promote_model(settings, fitted, verdict)
+    if verdict.promote:
+        steps.announce("model.promoted", domain, model=fitted.name, version=fitted.version, reason=verdict.reason)
+    steps.show_training(domain, fitted, verdict)
+    return {
+        "domain": domain,
+        "model": fitted.name,
+        "version": fitted.version,
+        "aliases": list(version.aliases),
+        "promoted": verdict.promote,
+        "verdict": verdict.reason,
+        "against_extrapolation": str(verdict.against_extrapolation),
+        "ladder_rank": verdict.ladder_rank,
+        "steps": fitted.steps,
+        "seconds": fitted.seconds,
+        "stopped_because": fitted.stopped_because,
+        "archive_snapshot": data.info.archive_snapshot,
+        "run": fitted.run_link,
+    }

@@ -1,0 +1,125 @@
+"""Every step of every flow in one table: what is retried, how long it may take, under which tags.
+
+The only file of this package that knows Prefect. A step is a plain function of `tasks` under a policy; results stay in
+the process (arrays are never pickled into a result store), and what must survive is in the archive or the store.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.events import emit_event
+from prefect.tasks import exponential_backoff
+
+from tasks import cycle, degradation, learning, skill_log
+from tasks.feeds import FrameRejected
+
+if TYPE_CHECKING:
+    from tasks.degradation import SkillVerdict
+    from tasks.learning import Fitted
+    from tasks.promotion import PromotionVerdict
+    from tasks.publishing import Published
+    from tasks.report import Report
+    from tasks.skill_table import SkillTable
+
+# A refusal is an answer, not an accident: asking again gives the same one.
+_ANSWERS = (ValueError, FrameRejected)
+
+
+def _accidental(step: object, run: object, state: State[Any]) -> bool:
+    return not isinstance(state.result(raise_on_failure=False), _ANSWERS)
+
+
+def _step(function: Callable[..., Any], *, retries: int, minutes: int, tags: set[str]) -> Any:
+    return task(
+        name=function.__name__,
+        retries=retries,
+        retry_delay_seconds=exponential_backoff(backoff_factor=2),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=_accidental,
+        timeout_seconds=minutes * 60,
+        tags=tags,
+        persist_result=False,
+        cache_policy=NO_CACHE,
+    )(function)
+
+
+# What is done, how often it is tried again, how long it may take [min], and its tags.
+ingest_frames = _step(cycle.ingest_frames, retries=4, minutes=60, tags={"archive"})
+await_newest = _step(cycle.await_newest, retries=4, minutes=5, tags={"archive"})
+read_context = _step(cycle.read_context, retries=4, minutes=5, tags={"archive"})
+make_forecast = _step(cycle.make_forecast, retries=0, minutes=10, tags={"model"})
+publish_forecast = _step(cycle.publish_forecast, retries=4, minutes=5, tags={"store"})
+score_products = _step(cycle.score_products, retries=4, minutes=60, tags={"store"})
+summarise_skill = _step(cycle.summarise_skill, retries=4, minutes=5, tags={"store"})
+log_skill = _step(skill_log.log_skill, retries=2, minutes=5, tags={"registry"})
+judge_recent = _step(degradation.judge_skill, retries=0, minutes=5, tags={"skill"})
+expire = _step(cycle.expire_products_and_snapshots, retries=2, minutes=30, tags={"store"})
+sample_data = _step(learning.sample_data, retries=2, minutes=120, tags={"archive"})
+fit_model = _step(learning.fit_model, retries=0, minutes=7 * 24 * 60, tags={"model", "gpu"})
+compare_models = _step(learning.compare_models, retries=1, minutes=120, tags={"model"})
+promote_model = _step(learning.promote_model, retries=3, minutes=5, tags={"registry"})
+
+
+def announce(event: str, domain: str, **payload: object) -> None:
+    """Emit `squall.<event>` for a domain. No fact lives only in an event: losing one costs latency, never data."""
+    emit_event(event=f"squall.{event}", resource={"prefect.resource.id": f"squall.domain.{domain}"}, payload=payload)
+
+
+def show_product(domain: str, published: Published, report: Report, picture: bytes | None) -> None:
+    """Put a product where people look: its picture, its verdict and its place among the run's artifacts."""
+    image = f"![quick-look](data:image/png;base64,{b64encode(picture).decode()})\n\n" if picture else ""
+    rows = "\n".join(f"| {name} | {text} |" for name, text in _product_lines(published, report).items())
+    create_markdown_artifact(
+        markdown=f"{image}| | |\n|---|---|\n{rows}\n",
+        key=f"nowcast-{domain}",
+        description=f"{report.init_time:%Y-%m-%d %H:%M} UTC, rung {report.rung}, verdict {report.verdict}",
+    )
+
+
+def _product_lines(published: Published, report: Report) -> dict[str, str]:
+    return {
+        "init time": f"{report.init_time:%Y-%m-%d %H:%M} UTC",
+        "verdict": f"{report.verdict}: {'; '.join(report.reasons) or 'all frames there'}",
+        "rung": f"{report.rung}: {report.why}",
+        "model": f"{report.model.name} {report.model.version}",
+        "archive snapshot": report.archive_snapshot,
+        "product": f"`{published.path}`",
+        "latest": "yes" if published.latest else "no: a newer product is out",
+        "seconds": ", ".join(f"{name} {value:.2f}" for name, value in report.seconds.items()),
+    }
+
+
+def show_skill(domain: str, table: SkillTable, verdict: SkillVerdict) -> None:
+    """Put skill beside both baselines, and the verdict on it, among the run's artifacts."""
+    create_table_artifact(
+        table=table.records("wet") or table.records(),
+        key=f"skill-{domain}",
+        description=f"CSI on wet windows, {table.products} products. {verdict.reason}",
+    )
+
+
+def show_training(domain: str, fitted: Fitted, verdict: PromotionVerdict) -> None:
+    """Put a training's verdict and the link to its MLflow run among the run's artifacts."""
+    create_markdown_artifact(
+        markdown=f"**{verdict.reason}**\n\n"
+        f"Against extrapolation: {verdict.against_extrapolation} (ladder rank: {verdict.ladder_rank})\n\n"
+        f"[MLflow run]({fitted.run_link}), {fitted.steps} steps in {fitted.seconds:.0f} s\n",
+        key=f"training-{domain}",
+        description=f"{fitted.name} version {fitted.version}",
+    )
+
+
+def start_delay() -> float | None:
+    """Seconds from the scheduled time of this flow run to now: scheduling and process start, apart from the work."""
+    from prefect.runtime import flow_run
+
+    moment = flow_run.scheduled_start_time
+    return (datetime.now(UTC) - moment).total_seconds() if isinstance(moment, datetime) else None
