@@ -55,7 +55,7 @@ def _encoded(name: str, variable: xr.Variable) -> dict[str, Any]:
     if np.issubdtype(variable.dtype, np.timedelta64):
         return {"dtype": "int64", "units": "seconds"}
     if variable.ndim < 2:
-        return {"compressors": None}
+        return {"compressors": None, "_FillValue": None}  # coordinates are never missing
     tile = tuple(_tile(size) for size in variable.shape[-2:])
     chunks = (1,) * (variable.ndim - 2) + tile
     if name == "probability_above_threshold":

@@ -42,7 +42,7 @@ def build_product(forecast: Forecast, context: Context, domain: Domain) -> xr.Da
     values = bitround(field.values)
     described = dict(field.attrs)
     variables: Variables = {
-        quantity: xr.Variable(("member", "lead_time", "y", "x"), values, {**described, **_POINT}),
+        quantity: xr.Variable(("member", "lead_time", "y", "x"), values, {**described, **_PLACED}),
         f"{quantity}_mean": _mean(values, described, quantity),
         "probability_above_threshold": _probability(values, leads_s, described, domain, cell_size_m(field)),
         "observed": _observed(context),
@@ -80,7 +80,7 @@ def _mean(values: Fields, described: dict[str, object], quantity: str) -> xr.Var
         mean = bitround(decibels(linear(values, no_echo).mean(axis=0), no_echo))
     else:
         mean = bitround(values.mean(axis=0, dtype=np.float64).astype(np.float32))
-    attrs = {**described, **_POINT, "cell_methods": "time: point member: mean"}
+    attrs = {**described, **_PLACED, "cell_methods": "member: mean"}
     return xr.Variable(("lead_time", "y", "x"), mean, attrs)
 
 
@@ -104,7 +104,7 @@ def _probability(
         else f"share of the forecast cells in a square neighbourhood of half-width {halves} km by lead time, one member"
     )
     attrs = {
-        "long_name": f"probability that the {described['long_name']} reaches the threshold",
+        "long_name": f"probability that the {str(described['long_name']).lower()} reaches the threshold",
         "units": "1",
         "grid_mapping": "spatial_ref",
         "comment": f"{method}; NaN where not forecast",
@@ -127,7 +127,7 @@ def _hourly(values: Fields, cadence: timedelta) -> Variables:
         "long_name": "Rain in the hour that ends at accumulation_lead_time",
         "units": "mm",
         "grid_mapping": "spatial_ref",
-        "cell_methods": "accumulation_lead_time: sum (interval: 1 hour)",
+        "cell_methods": f"accumulation_lead_time: sum (interval: {cadence / timedelta(minutes=1):g} minutes)",
         "coordinates": "init_time lat lon",
     }
     lead_attrs = {**_LEAD, "long_name": "forecast period at the end of the hour"}
@@ -149,7 +149,7 @@ def _observed(context: Context) -> xr.Variable:
     return xr.Variable(("y", "x"), context.observed.values.astype(np.uint8), attrs)
 
 
-_POINT = {"cell_methods": "time: point", "coordinates": "time init_time lat lon"}
+_PLACED = {"coordinates": "time init_time lat lon"}
 _LEAD = {"standard_name": "forecast_period", "long_name": "time since init_time"}
 
 
@@ -160,7 +160,7 @@ def _coordinates(forecast: xr.Dataset, domain: Domain, described: dict[str, obje
     time = {"long_name": "time that a lead is valid for, end of interval", "standard_name": "time"}
     init = {"long_name": "time of the newest frame used", "standard_name": "forecast_reference_time"}
     member = {"standard_name": "realization", "long_name": "ensemble member"}
-    above = {"long_name": f"threshold of the {described['long_name']}", "units": described["units"]}
+    above = {"long_name": f"threshold of the {str(described['long_name']).lower()}", "units": described["units"]}
     return {
         "member": xr.Variable(("member",), forecast["member"].values.astype(np.int32), member),
         "lead_time": xr.Variable(("lead_time",), forecast["lead_time"].values, _LEAD),
