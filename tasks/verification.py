@@ -20,6 +20,7 @@ from infra.objects import ObjectStore
 from infra.repository import SnapshotMissing
 from infra.settings import Domain, VerificationSettings
 from tasks.context import Context, build_context
+from tasks.epochs import EpochMismatch
 from tasks.fingerprints import fingerprints
 from tasks.forecasting import NoForecast, baseline_rung, run_ladder
 from tasks.fractions import fractions
@@ -71,7 +72,7 @@ def verify_products(
     for path in list_unscored(store, archive, domain, now, since=since):
         try:
             changed = write_rows(store, score_product(store, path, archive, domain))
-        except NotScorable as error:
+        except (NotScorable, FileNotFoundError) as error:  # the latter: its retention ended meanwhile
             skipped.append((path, str(error)))
             continue
         scored += bool(changed)
@@ -192,7 +193,10 @@ def _context(archive: Archive, domain: Domain, issued: Issued) -> Context:
 
 
 def _observations(archive: Archive, issued: Issued, times: Sequence[datetime], snapshot: str) -> xr.DataArray:
-    stored = archive.read(times[0], times[-1], as_of=snapshot)
+    try:
+        stored = archive.read(times[0], times[-1], as_of=snapshot)
+    except EpochMismatch as error:
+        raise NotScorable(f"expected observations of one grid: {error}") from error
     slots = [as_datetime(time) for time in stored["time"].values]
     field = stored[issued.report.quantity].isel(time=[slots.index(time) for time in times])
     if not (np.array_equal(field["y"], issued.y) and np.array_equal(field["x"], issued.x)):
