@@ -14,6 +14,9 @@ from typing import Protocol
 
 import xarray as xr
 
+Frames = list[xr.DataArray]
+"""Frames of one object, oldest first."""
+
 KINDS = ("mrms", "fmi", "mch", "knmi", "bom", "odim", "radolan", "meteonet", "taasrad19", "simulated")
 
 
@@ -112,7 +115,7 @@ class Feed(Protocol):
     def read(self, item: FrameObject) -> bytes:
         """The bytes of one object. Raises FrameRejected(oversized) above the ceiling."""
 
-    def decode(self, data: bytes, key: str) -> list[xr.DataArray]:
+    def decode(self, data: bytes, key: str) -> Frames:
         """Frames in the bytes, oldest first.
 
         Each is float32 (y, x), named after the quantity, in mm h-1 | dBZ | kg m-2; NaN = not observed, 0 = dry
