@@ -5,6 +5,7 @@ Free of Lightning: `tasks.training` makes a callback of it.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from infra.tracking import RunLog
 
 LOG_EVERY = 20
+OUTCOME = "outcome.json"
 
 
 @dataclass(frozen=True)
@@ -207,3 +209,11 @@ class Conductor:
             self._validate(trainer, pl_module)
         self._keep("last", trainer)
         self._save(trainer, pl_module)
+        if trainer.is_global_zero and self.result is not None:
+            info = self.task.samples.data.info
+            outcome = {
+                "stopped_because": self.stopped_because,
+                "metrics": metrics(self.result, info.quantity, info.cadence_s),
+                "steps_here": self.progress.step - self.first_step,
+            }
+            (self.task.folder / OUTCOME).write_text(json.dumps(outcome))

@@ -33,7 +33,7 @@ class TrainConfig:
         precision: Lightning's name; auto is bf16-mixed where the device computes in bfloat16 itself, else 32-true.
         accelerator: cpu, gpu or auto.
         devices: How many.
-        strategy: Lightning's name (auto, ddp, fsdp, ...).
+        strategy: Lightning's name (ddp, fsdp, ...); auto is one device, or data-parallel processes for several.
         gradient_clip: Largest norm of the gradient.
         ema_decay: Of the moving average that is validated and kept.
         augment: Turn and mirror windows.

@@ -24,7 +24,7 @@ from models.checkpoint import load_checkpoint
 from models.configuration import ForecasterConfig, build_network
 from models.earthformer.presets import preset_config
 from models.transform import Transform
-from tasks.conductor import Conductor, Task
+from tasks.conductor import OUTCOME, Conductor, Task
 from tasks.loading import BatchPlan, HeldOutBatches, StepBatches, WindowReader, step_loader
 from tasks.losses import choose_loss
 from tasks.optimisation import MovingAverage, decay_groups
@@ -32,13 +32,16 @@ from tasks.progress_bar import TrainingBar
 from tasks.samples import SampleSource
 from tasks.train_config import FREE_ON_RESUME, TrainConfig, TrainResult
 from tasks.training_state import TrainingState, load_latest_state, seed_step
-from tasks.validation import encode, metrics
+from tasks.validation import encode
 
 if TYPE_CHECKING:
     from infra.tracking import RunLog
 
 __all__ = ["TrainConfig", "TrainResult", "forecaster_config", "train"]
 
+# Spawned, because `ddp` starts the whole program again for every device, the flow around this training included; and
+# a network's last update of its global vectors reaches no output, so its weights get no gradient.
+SEVERAL_DEVICES = "ddp_spawn_find_unused_parameters_true"
 _NEVER_ENDING = 10**9  # micro-batches of a training that only its budget ends
 
 
@@ -148,7 +151,7 @@ def train(
     started = time.monotonic()
     if config.max_steps is None or before < config.max_steps:
         _run(task, conductor, module)
-    return _result(task, conductor, before, time.monotonic() - started)
+    return _result(task, time.monotonic() - started)
 
 
 def _claim(task: Task, resume: bool) -> None:
@@ -209,7 +212,7 @@ def _run(task: Task, conductor: _Conducting, module: _Fit) -> None:
         trainer = Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
-            strategy=config.strategy,
+            strategy=SEVERAL_DEVICES if config.strategy == "auto" and config.devices > 1 else config.strategy,
             precision=choose_precision(config),
             max_steps=-1 if config.max_steps is None else config.max_steps - module.first_step,
             max_epochs=-1,
@@ -226,16 +229,20 @@ def _run(task: Task, conductor: _Conducting, module: _Fit) -> None:
         trainer.fit(module)
 
 
-def _result(task: Task, conductor: Conductor, before: int, seconds: float) -> TrainResult:
-    progress, info = conductor.progress, task.samples.data.info
-    named = metrics(conductor.result, info.quantity, info.cadence_s) if conductor.result else {}
+def _result(task: Task, seconds: float) -> TrainResult:
+    """Read back from the folder: the processes of a distributed strategy share nothing else with this one."""
+    state = load_latest_state(task.folder / "states")
+    if state is None:
+        raise RuntimeError(f"expected a state under {task.folder}; the training left none")
+    outcome = json.loads((task.folder / OUTCOME).read_text())
+    progress = state.progress
     return TrainResult(
         checkpoint=task.folder / "best",
         last=task.folder / "last",
-        metrics=named,
+        metrics=outcome["metrics"],
         score=float("nan") if progress.best_score is None else progress.best_score,
         steps=progress.step,
         seconds=progress.seconds,
-        samples_per_second=(progress.step - before) * task.config.batch_size / max(seconds, 1e-9),
-        stopped_because=conductor.stopped_because,
+        samples_per_second=outcome["steps_here"] * task.config.batch_size / max(seconds, 1e-9),
+        stopped_because=outcome["stopped_because"],
     )

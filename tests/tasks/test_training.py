@@ -244,6 +244,17 @@ def test_resuming_a_finished_training_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(before[key], value) for key, value in weights(tmp_path / "run").items())
 
 
+@pytest.mark.slow
+def test_two_processes_train_on_the_batches_of_one_and_validate_alike(tmp_path: Path) -> None:
+    source = samples(tmp_path / "data")
+    config = replace(CONFIG, max_steps=4, learning_rate=0.0, val_windows=8)
+    alone = run(tmp_path / "alone", source, config)
+    both = run(tmp_path / "both", source, replace(config, devices=2))
+    assert both.steps == alone.steps == 4
+    assert both.metrics == pytest.approx(alone.metrics, nan_ok=True, rel=1e-5)
+    assert both.score == pytest.approx(alone.score)
+
+
 def test_fine_tuning_starts_from_the_parent(tmp_path: Path) -> None:
     source = samples(tmp_path / "data")
     run(tmp_path / "parent", source, replace(CONFIG, max_steps=4))
