@@ -6,7 +6,6 @@ Writing twice changes nothing, a reader sees whole commits only, and every commi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import icechunk as ic
@@ -32,7 +31,7 @@ from tasks.rejections import Rejection, lay_out_log, read_log
 from tasks.retention import ArchiveInfo, Expiry, SnapshotInfo, describe, expire, history
 from tasks.slot_table import SlotTable, texts
 from tasks.slots import Times, as_datetime, as_times
-from tasks.staging import Arrival, Staging
+from tasks.staging import Arrival, Received, Staging, WriteReport
 
 __all__ = [
     "Archive",
@@ -58,48 +57,6 @@ class ArchiveMissing(LookupError):
 
 class ArchiveExists(RuntimeError):
     """Another process has created the archive."""
-
-
-@dataclass(frozen=True)
-class Received:
-    """A decoded frame and where it came from.
-
-    Attributes:
-        frame: As `Feed.decode` gives it (y, x), or already packed where it was decoded.
-        source_key: Key of the source object inside the feed's root.
-        etag: Its entity tag.
-        content_hash: SHA-256 of the source object's bytes.
-        received_at: When the bytes were received (aware, UTC); None where that was not recorded (backfill).
-    """
-
-    frame: xr.DataArray | PackedFrame
-    source_key: str
-    etag: str
-    content_hash: bytes
-    received_at: datetime | None = None
-
-
-@dataclass(frozen=True)
-class WriteReport:
-    """What a write did.
-
-    Attributes:
-        snapshot: Id of the new snapshot; None where nothing changed.
-        written: Slots that took a frame, late and corrected ones included.
-        corrected: Of those, slots that held another frame before.
-        late: Of those, slots filled after their deadline.
-        unchanged: Frames whose bytes were there already.
-        rejected: Objects turned away (given as such, or found unfit), logged before or not.
-        slots: Times of the slots written.
-    """
-
-    snapshot: str | None
-    written: int
-    corrected: int
-    late: int
-    unchanged: int
-    rejected: tuple[Rejection, ...]
-    slots: tuple[datetime, ...]
 
 
 class Archive:

@@ -6,12 +6,10 @@ Safe to repeat and to kill: what is stored or was turned away is not downloaded 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Any, Literal
 
 from infra.settings import Domain
@@ -19,11 +17,10 @@ from tasks.archive import Archive, ArchiveExists, ArchiveMissing, ArchiveSpec, R
 from tasks.feeds import Feed, FrameObject, Packing
 from tasks.grid import region_packing
 from tasks.packing import PackedFrame
-from tasks.receiving import Job, Parcel, receive
+from tasks.receiving import Job, Parcel, in_threads, receive
 from tasks.slots import FixedStep
 
 _BATCH_BYTES = 256 << 20  # compressed codes held for one commit
-_THREADS, _IN_FLIGHT = 2, 16
 
 Map = Callable[[Callable[[Job], Parcel], Sequence[Job]], Iterable[Parcel]]
 
@@ -94,7 +91,7 @@ def ingest(
         OSError: the store gave none of the objects.
         ValueError: the domain's cadence is not the archive's and no new epoch is allowed (`on_grid_change`).
     """
-    return _Ingest(feed, domain, now, storage or {}, backfill, latency).run(start, end, map or _threads, batch)
+    return _Ingest(feed, domain, now, storage or {}, backfill, latency).run(start, end, map or in_threads, batch)
 
 
 class _Ingest:
@@ -294,16 +291,3 @@ class _Stopwatch:
 def _year(moment: datetime) -> datetime:
     """Where the first axis starts: early enough for a season's backfill, aligned with every cadence of the day."""
     return datetime(moment.astimezone(UTC).year, 1, 1, tzinfo=UTC)
-
-
-def _threads(function: Callable[[Job], Parcel], jobs: Sequence[Job]) -> Iterator[Parcel]:
-    if len(jobs) == 1:
-        yield function(jobs[0])
-        return
-    source = iter(jobs)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="receive") as pool:
-        pending: deque[Future[Parcel]] = deque(pool.submit(function, job) for job in islice(source, _IN_FLIGHT))
-        while pending:
-            parcel = pending.popleft().result()
-            pending.extend(pool.submit(function, job) for job in islice(source, 1))
-            yield parcel

@@ -6,9 +6,12 @@ What travels back is compressed codes and provenance; the pixels stay where they
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 
 import numpy as np
 import xarray as xr
@@ -19,6 +22,8 @@ from tasks.grid import apply_region
 from tasks.packing import PackedFrame, PackingError, pack_frame
 from tasks.rejections import Rejection
 from tasks.slots import as_datetime
+
+_THREADS, _IN_FLIGHT = 2, 16
 
 
 @dataclass(frozen=True)
@@ -111,3 +116,17 @@ def _is_observation(frame: xr.DataArray) -> bool:
 
 def _rejection(item: FrameObject, time: datetime, reason: str, error: Exception) -> Rejection:
     return Rejection(item.key, item.etag, time, reason, str(error))
+
+
+def in_threads(function: Callable[[Job], Parcel], jobs: Sequence[Job]) -> Iterator[Parcel]:
+    """`map` over two threads, in order, few in flight; a single job stays in this thread."""
+    if len(jobs) == 1:
+        yield function(jobs[0])
+        return
+    source = iter(jobs)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="receive") as pool:
+        pending: deque[Future[Parcel]] = deque(pool.submit(function, job) for job in islice(source, _IN_FLIGHT))
+        while pending:
+            parcel = pending.popleft().result()
+            pending.extend(pool.submit(function, job) for job in islice(source, 1))
+            yield parcel

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
@@ -21,6 +22,48 @@ from tasks.packing import PackedFrame, PackingError, compress, decompress, pack,
 from tasks.rejections import Rejection, append_log
 from tasks.slot_table import SlotTable, field_key, padded, texts
 from tasks.slots import UNKNOWN, moment, seconds
+
+
+@dataclass(frozen=True)
+class Received:
+    """A decoded frame and where it came from.
+
+    Attributes:
+        frame: As `Feed.decode` gives it (y, x), or already packed where it was decoded.
+        source_key: Key of the source object inside the feed's root.
+        etag: Its entity tag.
+        content_hash: SHA-256 of the source object's bytes.
+        received_at: When the bytes were received (aware, UTC); None where that was not recorded (backfill).
+    """
+
+    frame: xr.DataArray | PackedFrame
+    source_key: str
+    etag: str
+    content_hash: bytes
+    received_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What a write did.
+
+    Attributes:
+        snapshot: Id of the new snapshot; None where nothing changed.
+        written: Slots that took a frame, late and corrected ones included.
+        corrected: Of those, slots that held another frame before.
+        late: Of those, slots filled after their deadline.
+        unchanged: Frames whose bytes were there already.
+        rejected: Objects turned away (given as such, or found unfit), logged before or not.
+        slots: Times of the slots written.
+    """
+
+    snapshot: str | None
+    written: int
+    corrected: int
+    late: int
+    unchanged: int
+    rejected: tuple[Rejection, ...]
+    slots: tuple[datetime, ...]
 
 
 @dataclass(frozen=True)
