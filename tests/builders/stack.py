@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from infra import stack
+from infra.processes import marked
 from infra.settings import Settings
 from infra.stack_state import StackState
 
@@ -62,3 +65,15 @@ def flow_runs(settings: Settings, flow: str) -> list[Any]:
     with prefect_client(settings) as client:
         runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])), limit=200)
     return sorted(runs, key=lambda run: run.expected_start_time)
+
+
+def flow_processes(state: StackState) -> list[psutil.Process]:
+    """Processes of this stack that run a flow, whoever their parent is."""
+    found = []
+    for process in marked(state.id):
+        try:
+            if "prefect.flow_engine" in process.cmdline() or "prefect.engine" in process.cmdline():
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found

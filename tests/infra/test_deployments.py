@@ -18,11 +18,10 @@ import pytest
 import yaml
 
 from builders.probe_flows import trace_folder
-from builders.stack import eventually, flow_runs, pid_of, running_stack
+from builders.stack import eventually, flow_processes, flow_runs, pid_of, running_stack
 from infra import automations, deployments
 from infra.attachment import environment
 from infra.deployments import EPOCH, PLANS, FlowPlan, prefect_client
-from infra.processes import marked
 from infra.settings import Domain, Settings, load_domain
 from infra.stack_state import StackState
 
@@ -84,17 +83,6 @@ def start_run(settings: Settings, name: str, **parameters: object) -> Any:
 
 def state_of(settings: Settings, run: Any) -> str:
     return next(str(seen.state_name) for seen in flow_runs(settings, "lasting") if seen.id == run.id)
-
-
-def flow_processes(state: StackState) -> list[psutil.Process]:
-    found = []
-    for process in marked(state.id):
-        try:
-            if "prefect.flow_engine" in process.cmdline() or "prefect.engine" in process.cmdline():
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 @dataclass(frozen=True)
