@@ -145,7 +145,7 @@ _PRESETS: dict[str, Preset] = {
     ),
     "earthformer/tiny": Preset(
         {
-            **_stacked((16,), (4,), (1,)),
+            **_stacked((8, 16), (2, 2), (1, 1)),
             "use_global_vector_ffn": False,
             "input_shape": (13, 32, 32, 1),
             "target_shape": (12, 32, 32, 1),
@@ -153,6 +153,20 @@ _PRESETS: dict[str, Preset] = {
             "num_heads": 2,
             "num_global_vectors": 4,
         },
+        anchor="persistence",
+    ),
+    "earthformer/demo": Preset(
+        {
+            **_stacked((16,), (2,), (1,)),
+            "use_global_vector_ffn": False,
+            "input_shape": (6, 32, 32, 1),
+            "target_shape": (6, 32, 32, 1),
+            "base_units": 16,
+            "num_heads": 2,
+            "num_global_vectors": 4,
+        },
+        cadence_s=120,
+        cell_size_m=2000.0,
         anchor="persistence",
     ),
 }
