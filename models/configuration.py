@@ -13,7 +13,7 @@ from models.earthformer.network import Earthformer
 from models.transform import Transform
 
 CONFIG_VERSION = 1
-Anchor = Literal["none", "persistence"]
+Anchor = Literal["none", "persistence", "extrapolation"]
 # Typed by family: further families join as a union discriminated by `family`.
 Architecture = EarthformerConfig
 
@@ -21,8 +21,9 @@ Architecture = EarthformerConfig
 class ForecasterConfig(BaseModel):
     """Everything needed to rebuild a trained forecaster, beside its weights.
 
-    `anchor` "persistence" is our addition to the paper: the network gives a residual to the last frame in network
-    space, so that training starts at the skill of persistence.
+    `anchor` is our addition to the paper: the network gives a residual, in network space, to a forecast that needs no
+    training, so that its own training starts at that skill. "persistence": to the last frame. "extrapolation": to the
+    newest frame moved on along its motion; the network sees those t_out frames behind its t_in context frames.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,12 +45,14 @@ class ForecasterConfig(BaseModel):
         if self.version != CONFIG_VERSION:
             raise ValueError(f"expected config version {CONFIG_VERSION}; got {self.version}: a newer Squall wrote it")
         frames = self.architecture.input_shape[0], self.architecture.target_shape[0]
-        if (self.t_in, self.t_out) != frames:
-            raise ValueError(f"expected t_in, t_out as the architecture's {frames}; got {(self.t_in, self.t_out)}")
+        if (self.frames_in, self.t_out) != frames:
+            raise ValueError(
+                f"expected frames in and out as the architecture's {frames}; got {self.frames_in, self.t_out}"
+            )
         if self.transform.quantity != self.quantity:
             raise ValueError(f"expected a transform of {self.quantity}; got one of {self.transform.quantity}")
-        if self.anchor == "persistence" and self.architecture.input_shape[-1] != self.architecture.target_shape[-1]:
-            raise ValueError("anchor persistence needs as many channels out as in")
+        if self.anchor != "none" and self.architecture.input_shape[-1] != self.architecture.target_shape[-1]:
+            raise ValueError(f"anchor {self.anchor} needs as many channels out as in")
         return self
 
     def resized(self, *, t_in: int, t_out: int, patch: tuple[int, int]) -> Self:
@@ -59,10 +62,16 @@ class ForecasterConfig(BaseModel):
             ValueError: the architecture cannot have that size.
         """
         architecture = self.architecture.model_dump()
-        architecture["input_shape"] = (t_in, *patch, self.architecture.input_shape[-1])
+        frames_in = t_in + (t_out if self.anchor == "extrapolation" else 0)
+        architecture["input_shape"] = (frames_in, *patch, self.architecture.input_shape[-1])
         architecture["target_shape"] = (t_out, *patch, self.architecture.target_shape[-1])
         update = {"architecture": architecture, "t_in": t_in, "t_out": t_out}
         return type(self).model_validate(self.model_dump() | update)
+
+    @property
+    def frames_in(self) -> int:
+        """Frames that the network sees: the context, and the extrapolated ones where it is anchored to them."""
+        return self.t_in + (self.t_out if self.anchor == "extrapolation" else 0)
 
     @property
     def patch(self) -> tuple[int, int]:
@@ -70,23 +79,23 @@ class ForecasterConfig(BaseModel):
         return self.architecture.input_shape[1], self.architecture.input_shape[2]
 
 
-class PersistenceResidual(nn.Module):
-    """forecast = last frame + network(context); begins exactly at persistence."""
+class Residual(nn.Module):
+    """forecast = last `frames` frames of the input (one stands for all leads) + network(input); begins at these."""
 
-    def __init__(self, network: Earthformer) -> None:
+    def __init__(self, network: Earthformer, frames: int) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.frames = network, frames
         nn.init.zeros_(network.dec_final_proj.weight)
         nn.init.zeros_(network.dec_final_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T_in, H, W, C), network space, 0 where not observed → (B, T_out, H, W, C)."""
-        out: Tensor = x[:, -1:] + self.network(x)
+        """x (B, frames_in, H, W, C), network space, without gaps → (B, T_out, H, W, C)."""
+        out: Tensor = x[:, -self.frames :] + self.network(x)
         return out
 
 
 def build_network(config: ForecasterConfig | Architecture) -> nn.Module:
-    """The network of `config` with fresh weights: (B, T_in, H, W, C) → (B, T_out, H, W, C), both in network space.
+    """The network of `config` with fresh weights: (B, frames_in, H, W, C) → (B, T_out, H, W, C), both in network space.
 
     From a ForecasterConfig the anchor is part of the network; from an architecture alone there is none.
     """
@@ -94,5 +103,6 @@ def build_network(config: ForecasterConfig | Architecture) -> nn.Module:
     if architecture.auxiliary_channels is not None:
         return AuxiliaryEarthformer(architecture)
     network = Earthformer(architecture)
-    anchored = isinstance(config, ForecasterConfig) and config.anchor == "persistence"
-    return PersistenceResidual(network) if anchored else network
+    if not isinstance(config, ForecasterConfig) or config.anchor == "none":
+        return network
+    return Residual(network, 1 if config.anchor == "persistence" else config.t_out)

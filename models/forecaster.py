@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from models.anchor import anchor_frames
 from models.baselines import ContextTooShort, check_context, check_request
 from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from models.configuration import Anchor, ForecasterConfig, build_network
@@ -112,10 +113,9 @@ class NetworkForecaster:
         """
         check_context(context, self.t_in)
         check_request(lead_times, self.t_out, members)
-        u = self.config.transform.forward(
-            torch.from_numpy(np.ascontiguousarray(context, dtype=np.float32)).to(self.device)
-        )
-        observed = ~torch.isnan(u[-1])
+        frames = np.concatenate([context, anchor_frames(self.config, context)]).astype(np.float32, copy=False)
+        u = self.config.transform.forward(torch.from_numpy(frames).to(self.device))
+        observed = ~torch.isnan(u[self.t_in - 1])
         with torch.inference_mode():
             out = run_tiled(
                 self.network,

@@ -98,7 +98,7 @@ def fit_model(
 
     torch.set_num_threads(settings.threads)
     chosen = preset or domain.training.preset
-    spec = sample_spec(chosen, data)
+    spec = sample_spec(domain, chosen, data)
     samples = SampleSource(data, spec)
     tracking = Tracking(settings.tracking_uri)
     parent = find_champion(*_reference(from_model), settings) if from_model else None
@@ -143,10 +143,17 @@ def fit_model(
     )
 
 
-def sample_spec(preset: str, data: TrainingData) -> SampleSpec:
-    """Windows as the preset wants them: its frames, and a crop where the archive's grid is larger than its own."""
-    config = preset_config(preset)
-    return SampleSpec(config.t_in, config.t_out, None if data.info.shape == config.patch else config.patch[0])
+def sample_spec(domain: Domain, preset: str, data: TrainingData) -> SampleSpec:
+    """Windows as the preset wants them, cropped where the archive's grid is larger, split as the domain says."""
+    config, rule = preset_config(preset), domain.training
+    return SampleSpec(
+        t_in=config.t_in,
+        t_out=config.t_out,
+        crop=None if data.info.shape == config.patch else config.patch[0],
+        fractions=rule.split,
+        guard=rule.guard,
+        event_limit=rule.event_limit,
+    )
 
 
 def compare_models(domain: Domain, settings: Settings, data: TrainingData, fitted: Fitted) -> PromotionVerdict:

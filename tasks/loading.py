@@ -6,7 +6,7 @@ are requested before the first is awaited, and decoded chunks stay in a bounded 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ from tasks.packing import unpack
 from tasks.samples import SampleSource, Window
 
 CACHE_BYTES = 512 * 2**20
+
+
+Extend = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Frames (k, y, x) to be appended to a window (t_in + t_out, y, x), in its units."""
 
 
 class WindowReader:
@@ -84,26 +88,29 @@ class BatchPlan:
 class StepBatches(Dataset[torch.Tensor]):
     """Micro-batches by number: item i holds this process's part i % (parts / stride) of step i // (parts / stride)."""
 
-    def __init__(self, reader: WindowReader, plan: BatchPlan) -> None:
+    def __init__(self, reader: WindowReader, plan: BatchPlan, extend: Extend | None = None) -> None:
         if plan.batch_size % plan.parts or plan.parts % plan.stride:
             raise ValueError(
                 f"expected a batch that divides into its parts and these among processes; got {plan.batch_size} "
                 f"windows, {plan.parts} parts, {plan.stride} processes"
             )
-        self.reader, self.plan = reader, plan
+        self.reader, self.plan, self.extend = reader, plan, extend
 
     def __getitem__(self, index: int) -> torch.Tensor:
         plan = self.plan
         step, turn = divmod(index, plan.parts // plan.stride)
         windows = self.reader.samples.draw(plan.seed, step, plan.batch_size, augment=plan.augment)
-        return torch.from_numpy(self.reader.read(windows[turn * plan.stride + plan.rank :: plan.parts]))
+        mine = windows[turn * plan.stride + plan.rank :: plan.parts]
+        return torch.from_numpy(_extended(self.reader.read(mine), self.extend))
 
 
 class HeldOutBatches(Dataset[torch.Tensor]):
     """Fixed batches of held-out windows, in time order."""
 
-    def __init__(self, reader: WindowReader, windows: Sequence[Window], batch_size: int) -> None:
-        self.reader = reader
+    def __init__(
+        self, reader: WindowReader, windows: Sequence[Window], batch_size: int, extend: Extend | None = None
+    ) -> None:
+        self.reader, self.extend = reader, extend
         self.batches = [windows[at : at + batch_size] for at in range(0, len(windows), batch_size)]
 
     def __len__(self) -> int:
@@ -112,7 +119,13 @@ class HeldOutBatches(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         if index >= len(self.batches):
             raise IndexError(index)
-        return torch.from_numpy(self.reader.read(self.batches[index]))
+        return torch.from_numpy(_extended(self.reader.read(self.batches[index]), self.extend))
+
+
+def _extended(fields: NDArray[np.float32], extend: Extend | None) -> NDArray[np.float32]:
+    if extend is None:
+        return fields
+    return np.concatenate([fields, np.stack([extend(window) for window in fields])], axis=1)
 
 
 def step_loader(batches: StepBatches, first: int, last: int, workers: int) -> DataLoader[torch.Tensor]:

@@ -12,14 +12,18 @@ import shutil
 import time
 import warnings
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.anchor import anchor_frames
 from models.checkpoint import load_checkpoint
 from models.configuration import ForecasterConfig, build_network
 from models.earthformer.presets import preset_config
@@ -65,6 +69,10 @@ def forecaster_config(preset: str, samples: SampleSource) -> ForecasterConfig:
     return ForecasterConfig.model_validate(base.model_copy(update=update).model_dump())
 
 
+def _anchor_of(model: ForecasterConfig, window: NDArray[np.float32]) -> NDArray[np.float32]:
+    return anchor_frames(model, window[: model.t_in])
+
+
 class _Fit(LightningModule):
     """The network under its loss; no state of its own."""
 
@@ -72,9 +80,10 @@ class _Fit(LightningModule):
         super().__init__()
         self.task, self.network, self.first_step = task, network, first_step
         self.reader = WindowReader(task.samples)
+        self.extend = partial(_anchor_of, task.model) if task.model.anchor == "extrapolation" else None
 
     def training_step(self, batch: Tensor, index: int) -> Tensor:
-        """Loss of windows (B, t_in + t_out, H, W) in physical units; NaN = not observed."""
+        """Loss of windows (B, t_in + t_out [+ anchor frames], H, W) in physical units; NaN = not observed."""
         context, target, known = encode(batch, self.task.model)
         forecast = self.network(context[..., None])[..., 0].float()
         return self.task.loss(forecast, target, known)
@@ -98,13 +107,13 @@ class _Fit(LightningModule):
         )
         last = _NEVER_ENDING if config.max_steps is None else config.max_steps * config.accumulate
         first = self.first_step * config.accumulate
-        return step_loader(StepBatches(self.reader, plan), first, last, config.workers)
+        return step_loader(StepBatches(self.reader, plan, self.extend), first, last, config.workers)
 
     def held_out(self) -> HeldOutBatches:
         """The windows every validation forecasts."""
         samples, config = self.task.samples, self.task.config
         windows = samples.held_out("val", config.val_windows, wet=True)
-        return HeldOutBatches(self.reader, windows, config.batch_size)
+        return HeldOutBatches(self.reader, windows, config.batch_size, self.extend)
 
 
 class _Conducting(Conductor, Callback):

@@ -71,14 +71,14 @@ def encode(batch: Tensor, model: ForecasterConfig) -> tuple[Tensor, Tensor, Tens
     Gaps of the context are filled as in forecasting; unknown target cells are 0.
 
     Args:
-        batch: (B, t_in + t_out, H, W) windows in physical units; NaN = not observed.
+        batch: (B, t_in + t_out [+ anchor frames], H, W) windows in physical units; NaN = not observed.
         model: Frames and transform.
     """
-    network_space = model.transform.forward(batch)
-    context = fill_gaps(network_space[:, : model.t_in].transpose(0, 1)).transpose(0, 1)
-    target = network_space[:, model.t_in :]
+    network_space, until = model.transform.forward(batch), model.t_in + model.t_out
+    context = torch.cat([network_space[:, : model.t_in], network_space[:, until:]], dim=1)
+    target = network_space[:, model.t_in : until]
     known = ~torch.isnan(target)
-    return context, torch.nan_to_num(target, nan=0.0), known
+    return fill_gaps(context.transpose(0, 1)).transpose(0, 1), torch.nan_to_num(target, nan=0.0), known
 
 
 def validate(
@@ -92,8 +92,8 @@ def validate(
     """Forecast the held-out windows and sum up.
 
     Args:
-        forecast: (B, t_in, H, W) to (B, t_out, H, W), both in network space, without gaps.
-        batches: (B, t_in + t_out, H, W) windows in physical units; NaN = not observed.
+        forecast: (B, frames_in, H, W) to (B, t_out, H, W), both in network space, without gaps.
+        batches: (B, t_in + t_out [+ anchor frames], H, W) windows in physical units; NaN = not observed.
         model: Frames and transform.
         loss: Training loss.
         thresholds: In the quantity's units, ascending.
@@ -118,7 +118,7 @@ def _validate_batch(
     out = forecast(context).float()
     value = loss(out, target, known)
     physical = model.transform.inverse(out).cpu().numpy().swapaxes(0, 1)
-    observed = batch[:, model.t_in :].cpu().numpy().swapaxes(0, 1)
+    observed = batch[:, model.t_in : model.t_in + model.t_out].cpu().numpy().swapaxes(0, 1)
     # (lead, window, y, x): windows join the cells, leads stay apart.
     leads, _, *rest = physical.shape
     flat = (leads, -1, rest[-1])

@@ -67,7 +67,7 @@ class Preset:
         return ForecasterConfig(
             preset=name,
             architecture=architecture,
-            t_in=architecture.input_shape[0],
+            t_in=architecture.input_shape[0] - (architecture.target_shape[0] if self.anchor == "extrapolation" else 0),
             t_out=architecture.target_shape[0],
             cadence_s=self.cadence_s,
             cell_size_m=self.cell_size_m,
@@ -136,12 +136,12 @@ _PRESETS: dict[str, Preset] = {
         {
             **_stacked((8, 16, 32), (2, 2, 1), (1, 1, 1)),
             "use_global_vector_ffn": False,
-            "input_shape": (13, 64, 64, 1),
+            "input_shape": (25, 64, 64, 1),
             "target_shape": (12, 64, 64, 1),
             "base_units": 32,
             "num_global_vectors": 8,
         },
-        anchor="persistence",
+        anchor="extrapolation",
     ),
     "earthformer/tiny": Preset(
         {
@@ -159,7 +159,7 @@ _PRESETS: dict[str, Preset] = {
         {
             **_stacked((16,), (2,), (1,)),
             "use_global_vector_ffn": False,
-            "input_shape": (6, 32, 32, 1),
+            "input_shape": (12, 32, 32, 1),
             "target_shape": (6, 32, 32, 1),
             "base_units": 16,
             "num_heads": 2,
@@ -167,7 +167,7 @@ _PRESETS: dict[str, Preset] = {
         },
         cadence_s=120,
         cell_size_m=2000.0,
-        anchor="persistence",
+        anchor="extrapolation",
     ),
 }
 

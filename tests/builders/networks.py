@@ -40,6 +40,12 @@ def small_config(**changes: Any) -> ForecasterConfig:
     return ForecasterConfig.model_validate(fields | changes)
 
 
+def flow_anchored_config(**changes: Any) -> ForecasterConfig:
+    """As `small_config`, anchored to extrapolation: the network sees three frames more."""
+    architecture = small_architecture(input_shape=(6, 16, 16, 1))
+    return small_config(architecture=architecture, anchor="extrapolation", **changes)
+
+
 def tiny_config() -> ForecasterConfig:
     """The preset of the demo."""
     return preset_config("earthformer/tiny")

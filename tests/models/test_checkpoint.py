@@ -145,6 +145,8 @@ def test_a_configuration_must_agree_with_its_architecture() -> None:
 
 
 def test_a_model_can_be_sized_for_another_grid() -> None:
+    anchored = flow_anchored_config().resized(t_in=4, t_out=2, patch=(24, 32))
+    assert (anchored.t_in, anchored.frames_in) == (4, 6)
     config = small_config().resized(t_in=4, t_out=2, patch=(24, 32))
     assert (config.t_in, config.t_out, config.patch) == (4, 2, (24, 32))
     assert build_network(config)(batch_of(config.architecture)).shape == (2, 2, 24, 32, 1)

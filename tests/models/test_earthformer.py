@@ -54,7 +54,7 @@ def test_the_auxiliary_model_has_its_parameters() -> None:
 
 def test_the_small_presets_keep_to_their_cost() -> None:
     small = summarise("small-64", preset_config("small-64").architecture)
-    assert small.gmac <= 1.2
+    assert small.gmac <= 1.4
     assert small.parameters <= 600_000
     assert summarise("tiny", preset_config("tiny").architecture).gmac <= 0.12
 

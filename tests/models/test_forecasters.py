@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from builders.networks import rain_context, small_config, tiny_config
+from builders.networks import flow_anchored_config, rain_context, small_config, tiny_config
 from models.baselines.extrapolation import Extrapolation
 from models.baselines.persistence import Persistence
 from models.configuration import ForecasterConfig, build_network
@@ -30,6 +30,7 @@ FORECASTERS: dict[str, Callable[[], Forecaster]] = {
     "extrapolation": Extrapolation,
     "earthformer": lambda: network_forecaster(small_config()),
     "earthformer anchored": lambda: network_forecaster(small_config(anchor="persistence")),
+    "earthformer anchored to extrapolation": lambda: network_forecaster(flow_anchored_config()),
     "earthformer/tiny": lambda: network_forecaster(tiny_config()),
 }
 SIZE = (20, 27)  # neither square nor any model's patch
@@ -123,6 +124,17 @@ def test_an_untrained_anchored_network_is_persistence() -> None:
     context = rain_context(3, SIZE)
     forecast = NetworkForecaster(config, build_network(config)).forecast(context, 3)
     assert np.allclose(forecast, context[-1], rtol=1e-4)
+
+
+def test_an_untrained_network_anchored_to_extrapolation_is_extrapolation() -> None:
+    config = flow_anchored_config(cell_size_m=1000.0)
+    context = np.stack([np.roll(rain_context(1, (40, 40))[0], 2 * step, axis=1) for step in range(3)])
+    forecast = NetworkForecaster(config, build_network(config)).forecast(context, 3)
+    extrapolated = Extrapolation(config.quantity, 1000.0, 300.0, t_out=3).forecast(context, 3)
+    known = np.isfinite(extrapolated)
+    assert known.any()
+    assert np.allclose(forecast[known], extrapolated[known], rtol=1e-3, atol=1e-4)
+    assert np.isfinite(forecast).all()
 
 
 def test_a_dry_world_stays_dry_under_an_untrained_anchored_network() -> None:
