@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from builders.networks import batch_of, rain_context, small_architecture, small_config
+from builders.networks import batch_of, flow_anchored_config, rain_context, small_architecture, small_config
 from models.configuration import ForecasterConfig, build_network
 from models.forecaster import CheckpointError, load_checkpoint, load_forecaster, save_checkpoint
 
