@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,7 +99,11 @@ class Keeper:
             self._start()
 
     def _start(self) -> None:
-        self._child = start(self.service.command, self.service.env, self.status.log, self.service.user)
+        try:
+            self._child = start(self.service.command, self.service.env, self.status.log, self.service.user)
+        except OSError as error:
+            self._failed(f"cannot be started: {error}")
+            return
         self._started = time.monotonic()
         self._misses, self._next_probe = 0, self._started + _PROBE_WHILE_STARTING
         self.status = replace(self.status, process=ProcessId.of(self._child.pid))
@@ -194,7 +199,10 @@ class Supervisor:
         stop([process for process in marked(self._stack_id) if process.pid not in ours], 10.0)
 
     def _save(self) -> None:
-        save_statuses(self._settings, [keeper.status for keeper in self._keepers])
+        try:
+            save_statuses(self._settings, [keeper.status for keeper in self._keepers])
+        except OSError as error:  # a full disk must not end what keeps the services running
+            print(f"{now().isoformat()} cannot write services.json: {error}", file=sys.stderr, flush=True)
 
 
 def unstarted(service: Service, log: Path) -> ServiceStatus:

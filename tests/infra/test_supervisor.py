@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import time
@@ -67,6 +68,15 @@ def test_a_service_that_ends_is_started_again_after_a_growing_pause(keep: Callab
     tick_until(keeper, "unhealthy")
     assert keeper.status.detail == "ended with status 3; next start in 1.0 s"
     assert keeper.status.restarts == 2
+
+
+def test_a_program_that_does_not_exist_is_a_reason_and_not_the_end(keep: Callable[..., Keeper]) -> None:
+    keeper = keep(LASTING)
+    keeper.service = dataclasses.replace(keeper.service, command=("/no/such/program",))
+    tick_until(keeper, "unhealthy")
+    assert "cannot be started" in keeper.status.detail
+    keeper.service = dataclasses.replace(keeper.service, command=(sys.executable, "-c", LASTING))
+    tick_until(keeper, "healthy")
 
 
 def test_a_killed_service_is_started_again(keep: Callable[..., Keeper]) -> None:
