@@ -104,13 +104,14 @@ def replay(
     start: Annotated[str, typer.Option("--from", help="ISO 8601 UTC: where the domain's clock starts.")],
     end: Annotated[str, typer.Option("--to", help="ISO 8601 UTC: where it stands still.")],
     speed: Annotated[float, typer.Option(min=0.1, help="Domain seconds per second.")] = 60.0,
+    model: Annotated[str | None, typer.Option(help="NAME@ALIAS for the nowcasts instead of the ladder.")] = None,
     follow: Annotated[bool, typer.Option(help="Wait until the replay is over.")] = True,
 ) -> None:
     """Run a past period as if live, on the running stack: frames become visible at valid time + latency."""
     settings = stack_commands.enter(needs_stack=True)
     from flows.replay import replay as run
 
-    run(settings, domain, start, end, speed, follow=follow)
+    run(settings, domain, start, end, speed, follow=follow, model=model)
 
 
 @app.command(epilog="Example: `squall demo`")

@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-
-class _Checked(Protocol):
-    case: str
-    ok: bool
-    worst: float
-    tolerance: float
-    message: str
+if TYPE_CHECKING:
+    from tasks.golden import GoldenResult
 
 
 def write_json(value: object) -> None:
@@ -48,7 +43,7 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]], as_json: bool) -> N
     Console().print(table)
 
 
-def show_golden(results: Sequence[_Checked], as_json: bool) -> None:
+def show_golden(results: Sequence[GoldenResult], as_json: bool) -> None:
     """Print one line per golden case and a closing count."""
     rows = [
         {"case": r.case, "ok": r.ok, "worst": r.worst, "tolerance": r.tolerance, "message": r.message} for r in results

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infra.clock import Clock, parse_time, start_replay, stop_replay
-from infra.deployments import deploy_domain, pause_domain
+from infra.deployments import PLANS, deploy_domain, pause_domain
 from infra.settings import Domain, Settings, load_domain
 from tasks import cycle
 from tasks.publishing import read_latest
@@ -41,8 +42,9 @@ def replay(
         raise ValueError(f"expected cycles of at least a second; {place.feed.cadence} at speed {speed:g} is less")
     clock = start_replay(place, settings, first, last, speed)
     anchor = clock.wall(first + cycle.latency(place, settings))
-    extra = {"nowcast": {"model": model}} if model else {}
-    deploy_domain(settings, place, interval=place.feed.cadence / speed, anchor=anchor, active=True, parameters=extra)
+    asked = {"model": model} if model else {}
+    plans = {**PLANS, "nowcast": replace(PLANS["nowcast"], parameters=asked)}
+    deploy_domain(settings, place, interval=place.feed.cadence / speed, anchor=anchor, active=True, plans=plans)
     print(
         f"{domain}: {first:%Y-%m-%d %H:%M} to {last:%H:%M} UTC at speed {speed:g}, a cycle every "
         f"{(place.feed.cadence / speed).total_seconds():.0f} s"

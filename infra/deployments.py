@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +34,7 @@ class FlowPlan:
         when_busy: What happens to a run that is due while the previous one still runs: a later cycle makes an earlier
             one worthless, a training does not.
         tags: For filtering in the UI.
+        parameters: Of the scheduled runs, beside the domain.
     """
 
     entrypoint: str
@@ -41,6 +42,7 @@ class FlowPlan:
     delay: float
     when_busy: Literal["CANCEL_NEW", "ENQUEUE"]
     tags: tuple[str, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 PLANS = {
@@ -179,7 +181,7 @@ def _deploy(
         concurrency_options=ConcurrencyOptions(
             collision_strategy=ConcurrencyLimitStrategy(plan.when_busy), grace_period_seconds=60
         ),
-        parameters={"domain": domain},
+        parameters={"domain": domain, **plan.parameters},
         description=flow.description,
         work_pool_name=POOL,
         tags=["squall", domain, *plan.tags],

@@ -77,7 +77,8 @@ def check_parameters(module: nn.Module, golden: dict[str, Tensor], document: Doc
     findings.require("number of parameters", document["num_parameters"], sum(p.numel() for p in module.parameters()))
     for key, buffer in document["buffers"].items():
         layer = module.get_submodule(key.rpartition(".")[0])
-        index = relative_position_index(layer.bias_cuboid, *buffer["shape"], torch.device("cpu"))  # type: ignore[arg-type]
+        rows, columns = buffer["shape"]
+        index = relative_position_index(layer.bias_cuboid, rows, columns, torch.device("cpu"))  # type: ignore[arg-type]
         summary = int(index.sum()), int(index.flatten()[0]), int(index.flatten()[-1])
         findings.require(key, (buffer["sum"], buffer["first"], buffer["last"]), summary)
     if not findings.failures:
@@ -99,7 +100,7 @@ def _check_double(module: nn.Module, document: Document, tensors: dict[str, Tens
     for index, y in enumerate(outputs):
         findings.compare(f"output {index}", relative_error(y.detach(), tensors[f"output/{index}"]), EXACT, output=True)
         loss = loss + (y * torch.from_numpy(normal(f"cotangent.{index}", y.shape)).double()).sum()
-    loss.backward()
+    torch.autograd.backward(loss)
     for name, x in inputs.items():
         if f"grad_input/{name}" in tensors and x.grad is not None:
             findings.compare(f"gradient of {name}", relative_error(x.grad, tensors[f"grad_input/{name}"]), EXACT)
