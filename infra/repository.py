@@ -16,12 +16,14 @@ from urllib.parse import urlparse
 import icechunk as ic
 from filelock import FileLock
 
-from infra.objects import is_local, local_path
+from infra.objects import ObjectStore, is_local, local_path
 
 ic.set_logs_filter("error")  # a local repository prints a warning to stdout at every open otherwise
 
 _TRIES = 20
 _LOCK_SECONDS = 600.0
+_CREATION_SECONDS = 5.0
+_LAYOUT = ("config.yaml", "refs", "snapshots", "manifests", "transactions", "chunks", "overwritten", "repo")
 # Manifest splits in CHUNKS along time: 3.5 days of 5-minute frames, a week of day-chunked metadata.
 _FIELD_SPLIT, _SLOT_SPLIT = 1008, 7
 
@@ -113,16 +115,52 @@ def create_repository(url: str, storage: Mapping[str, object], fields: tuple[str
         storage: fsspec-style options.
         fields: Names of the (time, y, x) arrays, one chunk per slot.
     """
-    place = storage_of(url, storage)
+    place, settings = storage_of(url, storage), _settings(fields)
     with writer_lock(url):
         if ic.Repository.exists(place):
-            return ic.Repository.open(place)
+            return _with_settings(place, settings)
         try:
-            return ic.Repository.create(place, config=_settings(fields))
+            return ic.Repository.create(place, config=settings)
         except ic.IcechunkError:
-            if ic.Repository.exists(place):  # another machine was first
-                return ic.Repository.open(place)
+            if _appears(place, 0.0 if is_local(url) else _CREATION_SECONDS):  # another machine was first
+                return _with_settings(place, settings)
+        return _create_over_remnants(place, settings, ObjectStore(url, storage))
+
+
+def _with_settings(place: ic.Storage, settings: ic.RepositoryConfig) -> ic.Repository:
+    """An existing repository; its settings are stored now if its creator died before it could."""
+    if ic.Repository.fetch_config(place) is not None:
+        return ic.Repository.open(place)
+    repository = ic.Repository.open(place, config=settings)
+    repository.save_config()
+    return repository
+
+
+def _appears(place: ic.Storage, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not ic.Repository.exists(place):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _create_over_remnants(place: ic.Storage, settings: ic.RepositoryConfig, store: ObjectStore) -> ic.Repository:
+    """Create where a creator died half-way: without a branch nothing refers to what it left.
+
+    The bytes are kept until the new repository stands, and go back if somebody else was creating after all.
+    """
+    remnants = {item.key: store.read(item.key) for item in store.list() if item.key.split("/")[0] in _LAYOUT}
+    for key in remnants:
+        store.delete(key)
+    try:
+        return ic.Repository.create(place, config=settings)
+    except ic.IcechunkError:
+        for key, data in remnants.items():
+            store.put_if_absent(key, data)
+        if not ic.Repository.exists(place):
             raise
+        return _with_settings(place, settings)
 
 
 def writer_lock(url: str) -> AbstractContextManager[object]:

@@ -108,7 +108,6 @@ def test_an_ingest_killed_at_any_moment_loses_and_doubles_nothing(place: Place) 
     assert_whole(place, name, reader)
 
 
-@pytest.mark.xfail(strict=True, reason="icechunk refuses a prefix that holds the first half of a creation")
 def test_an_ingest_killed_while_the_archive_is_made_can_be_repeated(place: Place) -> None:
     """What SIGKILL inside `Repository.create` leaves: everything but the reference to the branch."""
     name = "a-create"
