@@ -128,7 +128,7 @@ def golden(
     path: Annotated[str, typer.Argument(help="A folder of reference numbers.")], as_json: AsJson = False
 ) -> None:
     """Compare the models with reference numbers; a file that nothing can check fails."""
-    from tasks.golden import run_golden
+    from tasks.golden.cases import run_golden
 
     results = run_golden(path)
     printing.show_golden(results, as_json)

@@ -14,7 +14,7 @@ from infra.clock import parse_time
 from infra.settings import load_domain
 
 if TYPE_CHECKING:
-    from tasks.archive import Archive
+    from tasks.archive.archive import Archive
 
 app = typer.Typer(help="Look at a domain's archive.", no_args_is_help=True)
 DomainName = Annotated[str, typer.Argument(help="A domain, such as finland.")]
@@ -71,7 +71,7 @@ def export(
 ) -> None:
     """Write a period as one plain CF Zarr store that opens with xarray alone."""
     archive = _open(domain)
-    from tasks.export import export_archive
+    from tasks.archive.export import export_archive
 
     first, last = parse_time(start) or archive.earliest(), parse_time(end) or archive.latest()
     if first is None or last is None:

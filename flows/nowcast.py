@@ -10,7 +10,7 @@ from infra.attachment import running_settings
 from infra.clock import parse_time, read_clock
 from infra.settings import load_domain, parse_duration
 from tasks import cycle, steps
-from tasks.forecasting import NoForecast
+from tasks.forecasting.ladder import NoForecast
 
 
 @flow(name="nowcast", flow_run_name="nowcast {domain}", log_prints=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tasks.golden import GoldenResult
+    from tasks.golden.cases import GoldenResult
 
 
 def write_json(value: object) -> None:

@@ -21,7 +21,7 @@ Path = Annotated[
 def _find(path: str, settings: Settings) -> tuple[ObjectStore, str]:
     """Store and key of a product's folder, given with or without the store's URL, or by a domain's name."""
     from infra.objects import ObjectStore
-    from tasks.publishing import read_latest
+    from tasks.products.publishing import read_latest
 
     root, mark, inside = path.rstrip("/").rpartition("products/")
     url = root.rstrip("/") if root else settings.expand("{store}")
@@ -38,7 +38,7 @@ def _find(path: str, settings: Settings) -> tuple[ObjectStore, str]:
 def show(path: Path) -> None:
     """Tell in words where a product comes from."""
     store, key = _find(path, enter())
-    from tasks.report import show_product
+    from tasks.products.report import show_product
 
     typer.echo(show_product(store, key))
 
@@ -47,7 +47,7 @@ def show(path: Path) -> None:
 def verify(path: Path) -> None:
     """Hash every object of a product again and compare with its manifest."""
     store, key = _find(path, enter())
-    from tasks.manifest import verify_product
+    from tasks.products.manifest import verify_product
 
     damages = verify_product(store, key)
     for damage in damages:

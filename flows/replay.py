@@ -12,7 +12,7 @@ from infra.clock import Clock, parse_time, start_replay, stop_replay
 from infra.deployments import PLANS, deploy_domain, pause_domain
 from infra.settings import Domain, Settings, load_domain
 from tasks import cycle
-from tasks.publishing import read_latest
+from tasks.products.publishing import read_latest
 
 _DRAIN = timedelta(seconds=90)
 

@@ -13,18 +13,18 @@ from infra.clock import Clock
 from infra.compute import mapper
 from infra.objects import ObjectStore
 from infra.settings import Domain, Settings
-from tasks.archive import Archive, ArchiveMissing
-from tasks.context import Context, build_context
+from tasks.archive.archive import Archive, ArchiveMissing
+from tasks.archive.ingestion import IngestReport, ingest
 from tasks.feeds import Feed, FeedSource, open_feed
-from tasks.forecasting import Forecast, run_ladder
-from tasks.ingestion import IngestReport, ingest
-from tasks.product_index import expire_products
-from tasks.products import build_product
-from tasks.publishing import Published, publish
-from tasks.report import Report, read_report
-from tasks.rungs import choose_rungs
-from tasks.skill_table import SkillTable, summarise
-from tasks.verification import VerificationReport, verify_products
+from tasks.forecasting.context import Context, build_context
+from tasks.forecasting.ladder import Forecast, run_ladder
+from tasks.forecasting.rungs import choose_rungs
+from tasks.products.dataset import build_product
+from tasks.products.index import expire_products
+from tasks.products.publishing import Published, publish
+from tasks.products.report import Report, read_report
+from tasks.verification.scoring import VerificationReport, verify_products
+from tasks.verification.skill_table import SkillTable, summarise
 
 
 def open_archive(domain: Domain, settings: Settings) -> Archive:

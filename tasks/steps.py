@@ -18,16 +18,18 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.tasks import exponential_backoff
 
-from tasks import cycle, degradation, learning, skill_log
+from tasks import cycle
 from tasks.feeds import FrameRejected
+from tasks.training import stages as learning
+from tasks.verification import degradation, skill_log
 
 if TYPE_CHECKING:
-    from tasks.degradation import SkillVerdict
-    from tasks.learning import Fitted
-    from tasks.promotion import PromotionVerdict
-    from tasks.publishing import Published
-    from tasks.report import Report
-    from tasks.skill_table import SkillTable
+    from tasks.products.publishing import Published
+    from tasks.products.report import Report
+    from tasks.training.promotion import PromotionVerdict
+    from tasks.training.stages import Fitted
+    from tasks.verification.degradation import SkillVerdict
+    from tasks.verification.skill_table import SkillTable
 
 # A refusal is an answer, not an accident: asking again gives the same one.
 _ANSWERS = (ValueError, FrameRejected)

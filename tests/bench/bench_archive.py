@@ -16,10 +16,10 @@ from statistics import median
 import numpy as np
 import pyproj
 
-from tasks.archive import Archive, ArchiveSpec, Received
+from tasks.archive.archive import Archive, ArchiveSpec, Received
+from tasks.archive.packing import Grid, PackedFrame, compress
 from tasks.feeds import Packing
 from tasks.grid import grid_coordinates
-from tasks.packing import Grid, PackedFrame, compress
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 STEP = timedelta(minutes=5)

@@ -19,10 +19,10 @@ from pathlib import Path
 from statistics import median
 
 from infra.settings import ArchiveSettings, Domain, FeedSettings, ProductSettings, RegionSettings, Settings
-from tasks.archive import Archive
+from tasks.archive.archive import Archive
+from tasks.archive.ingestion import ingest
+from tasks.archive.packing import pack_frame
 from tasks.feeds import Feed, FeedSource, FrameObject, open_feed
-from tasks.ingestion import ingest
-from tasks.packing import pack_frame
 
 THREADS = 2
 TARGET = 0.8

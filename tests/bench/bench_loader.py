@@ -19,9 +19,9 @@ import numpy as np
 import xarray as xr
 
 from tasks.feeds import Packing
-from tasks.loading import WindowReader
-from tasks.samples import SampleSource, SampleSpec, Window
-from tasks.training_data import FrameBatch, TrainingDataInfo, write_training_data
+from tasks.training.data import FrameBatch, TrainingDataInfo, write_training_data
+from tasks.training.loading import WindowReader
+from tasks.training.samples import SampleSource, SampleSpec, Window
 
 BATCH, CROP = 16, 128
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyproj
 import xarray as xr
 
-from tasks.archive import Archive, ArchiveSpec, Received
+from tasks.archive.archive import Archive, ArchiveSpec, Received
 from tasks.feeds import Packing
 from tasks.feeds.frames import build_frame
 

@@ -22,12 +22,12 @@ from infra.attachment import environment
 from infra.clock import Clock
 from infra.objects import ObjectStore
 from infra.settings import Domain, Settings, load_domain
-from tasks.archive import ArchiveMissing
+from tasks.archive.archive import ArchiveMissing
 from tasks.cycle import ingest_frames, open_archive, product_store
 from tasks.feeds.simulated import simulated_objects
-from tasks.manifest import verify_product
-from tasks.product_index import list_products
-from tasks.publishing import read_latest
+from tasks.products.index import list_products
+from tasks.products.manifest import verify_product
+from tasks.products.publishing import read_latest
 
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
 CADENCE = timedelta(minutes=5)

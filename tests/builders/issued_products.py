@@ -7,13 +7,13 @@ from datetime import datetime, timedelta
 from builders.nowcasts import LATENCY, slot_time
 from infra.objects import ObjectStore
 from infra.settings import Domain
-from tasks.archive import Archive
-from tasks.context import build_context
-from tasks.forecasting import baseline_rung, run_ladder
-from tasks.manifest import MANIFEST, Manifest, write_all
-from tasks.product_store import encode_product
-from tasks.products import build_product
-from tasks.report import REPORT, build_report
+from tasks.archive.archive import Archive
+from tasks.forecasting.context import build_context
+from tasks.forecasting.ladder import baseline_rung, run_ladder
+from tasks.products.dataset import build_product
+from tasks.products.encoding import encode_product
+from tasks.products.manifest import MANIFEST, Manifest, write_all
+from tasks.products.report import REPORT, build_report
 
 
 def issue(store: ObjectStore, domain: Domain, archive: Archive, last: int, *, rung: str = "extrapolation") -> str:

@@ -18,10 +18,10 @@ from infra.settings import (
     ForecastSettings,
     ProductSettings,
 )
-from tasks.archive import Archive, ArchiveSpec, Received
-from tasks.context import Context, build_context
+from tasks.archive.archive import Archive, ArchiveSpec, Received
 from tasks.feeds import Packing
 from tasks.feeds.frames import build_frame
+from tasks.forecasting.context import Context, build_context
 from tasks.grid import grid_coordinates
 
 START = datetime(2016, 9, 28, 15, 0, tzinfo=UTC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from infra.settings import ArchiveSettings, Domain, FeedSettings, ProductSettings, VerificationSettings
-from tasks.score_table import SOURCES, ScoreRow, Source
+from tasks.verification.score_table import SOURCES, ScoreRow, Source
 
 START = datetime(2020, 6, 1, 12, tzinfo=UTC)
 CELLS, OBSERVED = 10_000, 1_000

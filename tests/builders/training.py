@@ -12,8 +12,8 @@ from models.configuration import ForecasterConfig
 from models.earthformer.config import EarthformerConfig
 from models.transform import Transform
 from tasks.feeds import Packing
-from tasks.samples import SampleSource, SampleSpec
-from tasks.training_data import FrameBatch, TrainingData, TrainingDataInfo, write_training_data
+from tasks.training.data import FrameBatch, TrainingData, TrainingDataInfo, write_training_data
+from tasks.training.samples import SampleSource, SampleSpec
 
 SIDE = 16
 TENTHS = Packing("uint16", 0.1, 0.0, 65535)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.scores import WindowCounts
+from tasks.verification.scores import WindowCounts
 
 EVENTS_OBSERVED = 1000
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from infra.settings import Settings
-from tasks.golden import GoldenResult, run_golden
-from tasks.golden_earthformer import EXACT
+from tasks.golden.cases import GoldenResult, run_golden
+from tasks.golden.earthformer import EXACT
 
 COMMITTED = Path(__file__).parents[1] / "golden" / "earthformer"
 

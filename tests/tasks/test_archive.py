@@ -12,9 +12,17 @@ import xarray as xr
 import zarr
 
 from builders.archives import START, STEP, at, frame, received, spec, tiny_archive
-from tasks.archive import Archive, ArchiveDamaged, ArchiveExists, ArchiveMissing, Rejection, SnapshotMissing, Status
-from tasks.chunks import put_chunks
-from tasks.epochs import BLOCK, EpochMismatch
+from tasks.archive.archive import (
+    Archive,
+    ArchiveDamaged,
+    ArchiveExists,
+    ArchiveMissing,
+    Rejection,
+    SnapshotMissing,
+    Status,
+)
+from tasks.archive.chunks import put_chunks
+from tasks.archive.epochs import BLOCK, EpochMismatch
 
 
 @pytest.fixture

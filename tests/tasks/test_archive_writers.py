@@ -16,14 +16,14 @@ from moto.server import ThreadedMotoServer
 
 from builders.archives import at, received, spec, tiny_archive
 from builders.weed import BUCKET, start_weed, stop_weed, storage_options
-from tasks.archive import Archive, Status
-from tasks.epochs import BLOCK
+from tasks.archive.archive import Archive, Status
+from tasks.archive.epochs import BLOCK
 
 _BATCH = 8
 _WRITER = f"""
 import sys
 from builders.archives import at, received
-from tasks.archive import Archive
+from tasks.archive.archive import Archive
 archive = Archive.open(sys.argv[1], {{}})
 print("ready", flush=True)
 for first in range(0, 4000, {_BATCH}):

@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from infra.settings import Settings
-from tasks.enso_scores import enso_skill, lead_weights, nino_index
-from tasks.frame_scores import frame_scores
-from tasks.golden import run_golden
-from tasks.golden_metrics import MetricLoader
-from tasks.optimisation import reference_rate
-from tasks.sevir_scores import SevirSkill, sevir_counts, sevir_skill
+from tasks.golden.cases import run_golden
+from tasks.golden.metrics import MetricLoader
+from tasks.training.optimisation import reference_rate
+from tasks.verification.enso_scores import enso_skill, lead_weights, nino_index
+from tasks.verification.frame_scores import frame_scores
+from tasks.verification.sevir_scores import SevirSkill, sevir_counts, sevir_skill
 
 # The data folder's neighbour, wherever both are mounted.
 METRICS = (Settings().golden or Settings().data.resolve().parent / "golden") / "earthformer" / "metrics"

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from builders.nowcasts import LATENCY, STEP, Frames, moving_rain, newest_context, slot_time, small_domain, write_archive
-from tasks.context import Context, Verdict, build_context
-from tasks.forecasting import NoForecast, baseline_rung, run_ladder
+from tasks.forecasting.context import Context, Verdict, build_context
+from tasks.forecasting.ladder import NoForecast, baseline_rung, run_ladder
 
 RAIN = moving_rain(10)
 
@@ -130,7 +130,7 @@ def test_a_pinned_snapshot_hides_what_came_later(tmp_path: Path) -> None:
 def write_later(domain: object, archive: object) -> None:
     """Put frames 8 and 9 into an archive that lacks them."""
     from builders.nowcasts import CRS
-    from tasks.archive import Archive, Received
+    from tasks.archive.archive import Archive, Received
     from tasks.feeds.frames import build_frame
 
     assert isinstance(archive, Archive)

@@ -13,8 +13,8 @@ import xarray as xr
 from builders.archives import STEP, at, frame, received, spec, tiny_archive
 from builders.tiny_feed import tiny_domain
 from infra.settings import Settings
-from tasks.archive import Archive
-from tasks.export import Credit, ExportExists, export_archive
+from tasks.archive.archive import Archive
+from tasks.archive.export import Credit, ExportExists, export_archive
 
 CREATED = datetime(2026, 11, 20, 12, tzinfo=UTC)
 CREDIT = Credit(
@@ -102,8 +102,8 @@ def test_the_community_validator_finds_nothing_but_the_short_record(
 def test_finland_passes_the_community_validator_but_for_its_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from tasks.archive.ingestion import ingest
     from tasks.feeds import FeedSource, open_feed
-    from tasks.ingestion import ingest
 
     root = Settings().data / "radar" / "fmi_pgm"
     if not root.exists():

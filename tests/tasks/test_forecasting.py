@@ -16,10 +16,10 @@ from builders.nowcasts import moving_rain, newest_context, slot_time, small_doma
 from infra.settings import Domain
 from models.baselines.persistence import Persistence
 from models.forecaster import Forecaster
-from tasks.adaptation import Needs, Unsuitable, adapt, restore
-from tasks.context import Context
-from tasks.forecasting import ModelIdentity, NoForecast, Rung, baseline_rung, run_ladder
-from tasks.guardrails import GuardrailTripped, guard
+from tasks.forecasting.adaptation import Needs, Unsuitable, adapt, restore
+from tasks.forecasting.context import Context
+from tasks.forecasting.guardrails import GuardrailTripped, guard
+from tasks.forecasting.ladder import ModelIdentity, NoForecast, Rung, baseline_rung, run_ladder
 
 Fields = NDArray[np.float32]
 MINUTE = timedelta(seconds=60)

@@ -14,9 +14,9 @@ import pytest
 from builders.archives import STEP, at
 from builders.tiny_feed import TinyFeed, put, tiny_domain, tiny_feed
 from infra.settings import Domain, RegionSettings, Settings
-from tasks.archive import Archive, EpochMismatch, Status
-from tasks.ingestion import IngestReport, ingest
-from tasks.receiving import Job, receive
+from tasks.archive.archive import Archive, EpochMismatch, Status
+from tasks.archive.ingestion import IngestReport, ingest
+from tasks.archive.receiving import Job, receive
 
 NOW = at(1000)
 

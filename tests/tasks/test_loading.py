@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from builders.archives import at, received, tiny_archive
 from builders.training import drifting_rain, info, samples, write
-from tasks.export_samples import export_samples
-from tasks.loading import BatchPlan, HeldOutBatches, StepBatches, WindowReader, step_loader
-from tasks.samples import SampleSource, SampleSpec, Window
-from tasks.training_data import FrameBatch, block_wetness, frames_per_shard, open_training_data, write_training_data
+from tasks.training.data import FrameBatch, block_wetness, frames_per_shard, open_training_data, write_training_data
+from tasks.training.export_samples import export_samples
+from tasks.training.loading import BatchPlan, HeldOutBatches, StepBatches, WindowReader, step_loader
+from tasks.training.samples import SampleSource, SampleSpec, Window
 
 
 def test_frames_come_back_as_they_were_written_with_gaps_in_value_and_time(tmp_path: Path) -> None:

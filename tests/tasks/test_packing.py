@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from builders.archives import START, TENTHS, frame
+from tasks.archive.packing import PackingError, compress, decompress, pack, pack_frame, unpack
 from tasks.feeds import Packing
-from tasks.packing import PackingError, compress, decompress, pack, pack_frame, unpack
 
 PACKINGS = [
     TENTHS,

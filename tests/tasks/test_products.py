@@ -15,14 +15,14 @@ from hypothesis.extra import numpy as stn
 
 from builders.nowcasts import moving_rain, newest_context, slot_time, small_domain, write_archive
 from infra.objects import ObjectStore
-from tasks.context import Context, Verdict
-from tasks.exceedance import exceedance, neighbourhood_half_width_m
 from tasks.feeds.frames import build_frame
-from tasks.forecasting import Forecast, baseline_rung, run_ladder
-from tasks.manifest import write_all
-from tasks.product_store import encode_product, open_product
-from tasks.products import bitround, build_product
-from tasks.quicklook import draw_quicklooks
+from tasks.forecasting.context import Context, Verdict
+from tasks.forecasting.ladder import Forecast, baseline_rung, run_ladder
+from tasks.products.dataset import bitround, build_product
+from tasks.products.encoding import encode_product, open_product
+from tasks.products.exceedance import exceedance, neighbourhood_half_width_m
+from tasks.products.manifest import write_all
+from tasks.products.quicklook import draw_quicklooks
 
 
 def make(root: Path, members: int = 1, lead_times: int = 12) -> tuple[xr.Dataset, Context, Forecast]:

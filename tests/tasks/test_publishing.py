@@ -15,15 +15,15 @@ import pytest
 from builders.nowcasts import moving_rain, newest_context, small_domain, write_archive
 from infra.objects import ObjectStore
 from infra.settings import Domain
-from tasks.archive import Archive
-from tasks.context import Context
-from tasks.forecasting import Forecast, baseline_rung, run_ladder
-from tasks.manifest import verify_product
-from tasks.product_index import expire_products, list_products
-from tasks.product_store import open_product
-from tasks.products import build_product
-from tasks.publishing import Latest, Published, PublishFailed, latest_key, publish, read_latest
-from tasks.report import read_report, show_product
+from tasks.archive.archive import Archive
+from tasks.forecasting.context import Context
+from tasks.forecasting.ladder import Forecast, baseline_rung, run_ladder
+from tasks.products.dataset import build_product
+from tasks.products.encoding import open_product
+from tasks.products.index import expire_products, list_products
+from tasks.products.manifest import verify_product
+from tasks.products.publishing import Latest, Published, PublishFailed, latest_key, publish, read_latest
+from tasks.products.report import read_report, show_product
 
 MINUTE = timedelta(minutes=1)
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders.training import SPEC, drifting_rain, samples, write
-from tasks.events import UNUSED, EventRule, deal_events, find_events, guard_splits, window_starts
-from tasks.samples import SampleSource, SampleSpec
+from tasks.training.events import UNUSED, EventRule, deal_events, find_events, guard_splits, window_starts
+from tasks.training.samples import SampleSource, SampleSpec
 
 RULE = EventRule(dry_gap=3, limit=100, guard=2, wet_fraction=0.1)
 

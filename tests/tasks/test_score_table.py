@@ -10,7 +10,7 @@ import pytest
 
 from builders.score_rows import START, score_row, scored_products
 from infra.objects import ObjectStore
-from tasks.score_table import product_rows, read_rows, table_key, write_rows
+from tasks.verification.score_table import product_rows, read_rows, table_key, write_rows
 
 HITS = {"product": 600, "persistence": 400, "extrapolation": 500}
 

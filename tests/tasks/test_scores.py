@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tasks.fractions import fractions, window_cells
-from tasks.scores import Contingency, contingency, errors, is_wet, stack_windows
+from tasks.verification.fractions import fractions, window_cells
+from tasks.verification.scores import Contingency, contingency, errors, is_wet, stack_windows
 
 THRESHOLDS = (0.5, 1.0, 5.0)
 rain = st.one_of(st.just(np.nan), st.floats(0, 16, width=32), st.sampled_from([0.0, 0.5, 1.0, 5.0]))

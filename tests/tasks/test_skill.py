@@ -8,9 +8,9 @@ import pytest
 
 from builders.score_rows import START, score_row, scored_products, small_domain
 from infra.objects import ObjectStore
-from tasks.degradation import judge_skill
-from tasks.score_table import write_rows
-from tasks.skill_table import summarise, tabulate
+from tasks.verification.degradation import judge_skill
+from tasks.verification.score_table import write_rows
+from tasks.verification.skill_table import summarise, tabulate
 
 BETTER = {"product": 700, "persistence": 400, "extrapolation": 500}
 WORSE = {"product": 300, "persistence": 400, "extrapolation": 200}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.slots import UNKNOWN, FixedStep, Months, as_datetime, as_times, moment, seconds, window
+from tasks.archive.slots import UNKNOWN, FixedStep, Months, as_datetime, as_times, moment, seconds, window
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 FIVE = FixedStep(START, timedelta(minutes=5))

@@ -22,13 +22,13 @@ from safetensors.torch import load_file
 from builders.training import SPEC, drifting_rain, samples, small_model, write
 from models.baselines.persistence import Persistence
 from models.forecaster import load_forecaster
-from tasks.evaluation import evaluate
-from tasks.losses import balanced, mse, soft_csi
-from tasks.optimisation import MovingAverage, decay_groups, learning_rate, reference_rate, step_rate
-from tasks.samples import SampleSource
-from tasks.train_config import TrainConfig
-from tasks.training import choose_precision, train
-from tasks.training_state import Progress, TrainingState, load_latest_state, save_state
+from tasks.training.config import TrainConfig
+from tasks.training.evaluation import evaluate
+from tasks.training.fit import choose_precision, train
+from tasks.training.losses import balanced, mse, soft_csi
+from tasks.training.optimisation import MovingAverage, decay_groups, learning_rate, reference_rate, step_rate
+from tasks.training.samples import SampleSource
+from tasks.training.state import Progress, TrainingState, load_latest_state, save_state
 
 CONFIG = TrainConfig(
     domain="tiny",
@@ -166,9 +166,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from builders.training import SPEC, small_model
-from tasks.samples import SampleSource
-from tasks.training import choose_precision, train
-from tasks.training_data import open_training_data
+from tasks.training.samples import SampleSource
+from tasks.training.fit import choose_precision, train
+from tasks.training.data import open_training_data
 from test_training_config import CONFIG
 source = SampleSource(open_training_data(Path(sys.argv[1])), SPEC)
 train(CONFIG, source, Path(sys.argv[2]), resume=True, model=small_model())
@@ -183,7 +183,7 @@ def test_a_training_killed_at_a_random_step_ends_with_the_bits_of_an_uninterrupt
     source = samples(tmp_path / "data")
     config = replace(CONFIG, max_steps=60, val_every=25, checkpoint_every=3, workers=workers)
     (tmp_path / "test_training_config.py").write_text(
-        f"from tasks.train_config import TrainConfig\nCONFIG = {config!r}\n"
+        f"from tasks.training.config import TrainConfig\nCONFIG = {config!r}\n"
     )
     run(tmp_path / "whole", source, replace(config, workers=0))
     chance = np.random.default_rng()

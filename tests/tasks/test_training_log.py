@@ -17,10 +17,10 @@ from infra.tracking import Tracking
 from models.baselines.persistence import Persistence
 from models.configuration import build_network
 from models.forecaster import load_forecaster, save_checkpoint
-from tasks.evaluation import evaluate
-from tasks.figures import side_by_side
-from tasks.train_config import TrainConfig
-from tasks.training_log import log_evaluation, log_examples, log_provenance, pool, register_checkpoint
+from tasks.training.config import TrainConfig
+from tasks.training.evaluation import evaluate
+from tasks.training.figures import side_by_side
+from tasks.training.log import log_evaluation, log_examples, log_provenance, pool, register_checkpoint
 
 mpl.use("agg")
 

@@ -11,15 +11,15 @@ from builders.issued_products import issue
 from builders.nowcasts import CRS, START, moving_rain, slot_time, small_domain, write_archive
 from infra.objects import ObjectStore
 from infra.settings import Domain, VerificationSettings
-from tasks.archive import Archive, Received
+from tasks.archive.archive import Archive, Received
+from tasks.archive.fingerprints import fingerprints
 from tasks.feeds.frames import build_frame
-from tasks.fingerprints import fingerprints
-from tasks.product_store import open_product
-from tasks.report import read_report
-from tasks.score_table import SOURCES, read_rows
-from tasks.scores import contingency
-from tasks.skill_table import summarise
-from tasks.verification import NotScorable, list_unscored, score_product, score_sources, verify_products
+from tasks.products.encoding import open_product
+from tasks.products.report import read_report
+from tasks.verification.score_table import SOURCES, read_rows
+from tasks.verification.scores import contingency
+from tasks.verification.scoring import NotScorable, list_unscored, score_product, score_sources, verify_products
+from tasks.verification.skill_table import summarise
 
 RULE = VerificationSettings(thresholds=(0.5, 2.0), neighbourhoods_km=(1.0, 5.0))
 LAST, LEADS = 7, 6

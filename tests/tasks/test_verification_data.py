@@ -8,11 +8,11 @@ import pytest
 from builders.issued_products import issue_at
 from infra.objects import ObjectStore
 from infra.settings import RegionSettings, Settings, load_domain
-from tasks.archive import Archive
+from tasks.archive.archive import Archive
+from tasks.archive.ingestion import ingest
 from tasks.feeds import FeedSource, open_feed
-from tasks.ingestion import ingest
-from tasks.skill_table import summarise
-from tasks.verification import verify_products
+from tasks.verification.scoring import verify_products
+from tasks.verification.skill_table import summarise
 
 FIRST, LAST = datetime(2016, 9, 28, 14, 45, tzinfo=UTC), datetime(2016, 9, 28, 18, tzinfo=UTC)
 

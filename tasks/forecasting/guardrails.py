@@ -1,0 +1,92 @@
+"""What a forecast must keep before anyone sees it: known where it should be, physical, and not dry where it rained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.feeds.frames import QUANTITIES
+from tasks.forecasting.availability import WET
+from tasks.forecasting.context import Context
+
+Fields = NDArray[np.float32]
+
+# Share of the observed cells that the first lead has to forecast; advection legitimately loses some at the edges.
+_KNOWN = 0.5
+# A context with this share of wet cells must leave this share of its wet area at the first lead.
+_RAINED, _KEPT = 0.005, 0.1
+# Rounding of a network's output transform may go this far below zero; it is clipped.
+_ROUNDING = 1e-3
+
+
+class GuardrailTripped(ValueError):
+    """A forecast breaks a guardrail; the message names it, what was found and the limit."""
+
+
+@dataclass(frozen=True)
+class Guardrail:
+    """One check that a forecast kept.
+
+    Attributes:
+        name: Of the check.
+        found: What was measured.
+        limit: What it was held against.
+    """
+
+    name: str
+    found: float
+    limit: float
+
+
+def guard(values: Fields, context: Context) -> tuple[Guardrail, ...]:
+    """Hold `values` (member, lead_time, y, x) in the context's quantity to every guardrail.
+
+    Raises:
+        GuardrailTripped: at the first that is broken.
+    """
+    return tuple(check(values, context) for check in _CHECKS)
+
+
+def _kept(name: str, found: float, limit: float, *, above: bool) -> Guardrail:
+    if not (found >= limit if above else found <= limit):
+        raise GuardrailTripped(f"{name}: expected {'at least' if above else 'at most'} {limit:g}; got {found:g}")
+    return Guardrail(name, round(float(found), 6), float(limit))
+
+
+def _finite(values: Fields, context: Context) -> Guardrail:
+    return _kept("infinite_cells", float(np.isinf(values).sum()), 0.0, above=False)
+
+
+def _known(values: Fields, context: Context) -> Guardrail:
+    observed = context.observed.values
+    share = np.isfinite(values[:, 0][:, observed]).mean() if observed.any() else 0.0
+    return _kept("known_share_of_observed", float(share), _KNOWN, above=True)
+
+
+def _floor(values: Fields, context: Context) -> Guardrail:
+    if context.quantity == "equivalent_reflectivity_factor":
+        lowest = float(context.frames.attrs.get("no_echo", -100.0))
+        return _kept("minimum", float(np.nanmin(values)), min(lowest, 0.0) - _ROUNDING, above=True)
+    return _kept("minimum", float(np.nanmin(values)), -_ROUNDING, above=True)
+
+
+def _ceiling(values: Fields, context: Context) -> Guardrail:
+    return _kept("maximum", float(np.nanmax(values)), QUANTITIES[context.quantity].ceiling, above=False)
+
+
+def _not_dried(values: Fields, context: Context) -> Guardrail:
+    """Wet area of the first lead relative to the newest frame's, each over the cells that it knows."""
+    threshold, observed = WET[context.quantity], context.observed.values
+    newest, first = context.frames.values[-1], values[:, 0].max(axis=0)
+    rained = float((newest[observed] >= threshold).mean()) if observed.any() else 0.0
+    known = observed & np.isfinite(first)
+    rains = float((first[known] >= threshold).mean()) if known.any() else 0.0
+    if rained < _RAINED:
+        return Guardrail("wet_area_kept", 1.0, _KEPT)
+    return _kept("wet_area_kept", rains / rained, _KEPT, above=True)
+
+
+_CHECKS: tuple[Callable[[Fields, Context], Guardrail], ...] = (_finite, _known, _floor, _ceiling, _not_dried)

@@ -1,0 +1,172 @@
+"""Which rungs a domain's ladder has today: registered models by alias, and the baselines below them.
+
+The tracking server is asked who is champion, but a nowcast does not depend on it: the answer is kept beside the
+downloaded weights, and while the server is away the last one counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.objects import ObjectStore
+from infra.settings import Domain, Settings
+from infra.tracking import ModelMissing, Tracking, TrackingUnavailable
+from tasks.forecasting.adaptation import Needs
+from tasks.forecasting.context import Context
+from tasks.forecasting.ladder import ModelIdentity, Rung, baseline_rung
+from tasks.products.publishing import read_latest
+from tasks.products.report import read_report
+
+if TYPE_CHECKING:
+    from models.forecaster import Forecaster
+
+BASELINES = ("extrapolation", "persistence")
+RANK_TAG = "squall.ladder_rank"
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A registered version as last answered by the tracking server.
+
+    Attributes:
+        name: Registered name.
+        version: Its number.
+        run_id: The training run.
+        rank: `below` when the gate found it below extrapolation, else `above`.
+        folder: Its checkpoint on this machine.
+    """
+
+    name: str
+    version: str
+    run_id: str | None
+    rank: str
+    folder: str
+
+
+def choose_rungs(domain: Domain, settings: Settings, context: Context, model: str | None = None) -> list[Rung]:
+    """The domain's ladder, best first.
+
+    A champion that the promotion gate found below extrapolation stands below it. An asked-for model comes first, and
+    the baselines stay below it: an answer is worth more than none, and the product says which rung it is.
+
+    Args:
+        domain: Its ladder and registered model.
+        settings: Tracking server, device, state folder.
+        context: For the baselines.
+        model: `NAME@ALIAS`, `NAME/VERSION`, or a rung's name; None takes the ladder as it is.
+    """
+    expected = _measured(domain, settings)
+    names = [model, *(name for name in BASELINES if name != model)] if model else list(domain.forecast.ladder)
+    rungs = [_rung(name, domain, settings, context, expected) for name in names]
+    if model is None:
+        rungs.sort(key=lambda pair: pair[1])
+    return [rung for rung, _ in rungs]
+
+
+def _rung(
+    name: str, domain: Domain, settings: Settings, context: Context, expected: Callable[[str, str], float | None]
+) -> tuple[Rung, float]:
+    """A rung and its place: models 0 (1.5 below extrapolation), extrapolation 1, persistence 2."""
+    if name in BASELINES:
+        return baseline_rung(name, context, domain, expected(name, "1")), 1.0 + BASELINES.index(name)
+    registered, which = _reference(name, domain)
+    try:
+        champion = find_champion(registered, which, settings)
+    except (ModelMissing, TrackingUnavailable) as error:
+        return _missing(name, registered, error), 0.0
+    rung = Rung(
+        name=name.partition("@")[0] if "@" not in name and "/" not in name else _family(champion),
+        load=lambda: _load(champion, settings),
+        model=ModelIdentity(champion.name, champion.version, champion.run_id),
+        needs=_needs(champion),
+        expected_s=expected(champion.name, champion.version),
+    )
+    return rung, 1.5 if champion.rank == "below" else 0.0
+
+
+def _reference(name: str, domain: Domain) -> tuple[str, str]:
+    """Registered name and alias (or version) behind the name of a rung or a `NAME@ALIAS`."""
+    for mark in ("@", "/"):
+        if mark in name:
+            registered, _, which = name.partition(mark)
+            return registered, which
+    return domain.forecast.model or f"{domain.name}-{name}", "champion"
+
+
+def find_champion(name: str, which: str, settings: Settings) -> Champion:
+    """A registered version with its weights on this machine; the last known one while the server is away.
+
+    Raises:
+        ModelMissing: the server answers that there is none.
+        TrackingUnavailable: the server is away, and nothing is known of it from before.
+    """
+    folder = settings.root / "models"
+    memory = folder / name / f"{which}.json"
+    try:
+        tracking = Tracking(settings.tracking_uri)
+        version = tracking.version(name, which)
+        weights = tracking.download(name, version.version, folder)
+    except TrackingUnavailable:
+        if memory.exists():
+            return Champion(**json.loads(memory.read_text()))
+        raise
+    rank = version.tags.get(RANK_TAG, "above")
+    champion = Champion(name, str(version.version), version.run_id, rank, str(weights))
+    partial = memory.with_suffix(".part")
+    partial.write_text(json.dumps(asdict(champion)))
+    partial.replace(memory)
+    return champion
+
+
+def _load(champion: Champion, settings: Settings) -> Forecaster:
+    import torch
+
+    from models.forecaster import load_forecaster
+
+    torch.set_num_threads(settings.threads)
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return load_forecaster(champion.folder, device)
+
+
+def _config(champion: Champion) -> dict[str, object]:
+    config: dict[str, object] = json.loads((Path(champion.folder) / "config.json").read_text())
+    return config
+
+
+def _family(champion: Champion) -> str:
+    return str(_config(champion)["family"])
+
+
+def _needs(champion: Champion) -> Needs:
+    config = _config(champion)
+    return Needs(
+        t_in=int(str(config["t_in"])),
+        quantity=str(config["quantity"]),
+        cell_size_m=float(str(config["cell_size_m"])),
+        cadence_s=float(str(config["cadence_s"])),
+    )
+
+
+def _missing(name: str, registered: str, error: Exception) -> Rung:
+    def load() -> Forecaster:
+        raise error
+
+    return Rung(name, load, ModelIdentity(registered, "none"), Needs(1))
+
+
+def _measured(domain: Domain, settings: Settings) -> Callable[[str, str], float | None]:
+    """Seconds that a model took in the newest product, where that product is its own."""
+    store = ObjectStore(domain.product.url, settings.storage_options(domain.product.url))
+    latest = read_latest(store, domain.name)
+    report = read_report(store, latest.path) if latest else None
+
+    def seconds(name: str, version: str) -> float | None:
+        if report is None or (report.model.name, report.model.version) != (name, version):
+            return None
+        return report.seconds.get("load", 0.0) + report.seconds.get("forecast", 0.0)
+
+    return seconds

@@ -1,0 +1,1 @@
+"""Reference numbers: which file of a golden folder is checked how."""

@@ -1,0 +1,232 @@
+"""From an archive to a judged model, stage by stage: what the steps of the train flow do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.revision import code_revision
+from infra.settings import Domain, Settings
+from infra.tracking import CHAMPION, ModelVersion, RunLog, Tracking
+from models.earthformer.presets import preset_config
+from tasks.cycle import open_archive
+from tasks.forecasting.rungs import RANK_TAG, find_champion
+from tasks.training.config import TrainConfig
+from tasks.training.data import TrainingData
+from tasks.training.export_samples import export_samples
+from tasks.training.promotion import PromotionVerdict, Unavailable, decide
+from tasks.training.samples import SampleSource, SampleSpec
+
+if TYPE_CHECKING:
+    from models.forecaster import Forecaster
+    from tasks.training.evaluation import Evaluation
+
+JUDGED_WINDOWS = 400
+_COMPARED = ("persistence", "extrapolation")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model that waits for its verdict.
+
+    Attributes:
+        name: Registered name, `<domain>-<family>`.
+        version: Registered version, alias challenger.
+        run_id: MLflow run.
+        run_link: Where people see the run.
+        checkpoint: Folder with config.json and model.safetensors.
+        steps: Optimiser steps.
+        seconds: Of training.
+        stopped_because: max_steps, budget or patience.
+        score: Best validation score.
+        spec: Windows it was trained on; held-out ones are cut the same way.
+    """
+
+    name: str
+    version: int
+    run_id: str
+    run_link: str
+    checkpoint: Path
+    steps: int
+    seconds: float
+    stopped_because: str
+    score: float
+    spec: SampleSpec
+
+
+def sample_data(domain: Domain, settings: Settings, as_of: str | None = None) -> TrainingData:
+    """The archive's snapshot in the training layout, under the state folder; one that is there is reused."""
+    return export_samples(open_archive(domain, settings), settings.root / "samples" / domain.name, as_of=as_of)
+
+
+def fit_model(
+    domain: Domain,
+    settings: Settings,
+    data: TrainingData,
+    *,
+    preset: str | None = None,
+    budget: timedelta | None = None,
+    max_steps: int | None = None,
+    from_model: str | None = None,
+    resume: str | None = None,
+    seed: int = 0,
+) -> Fitted:
+    """Train (or go on training), log everything and register the result as challenger.
+
+    Args:
+        domain: Its `[training]` says what is not given here.
+        settings: Tracking server, state folder, threads.
+        data: Samples.
+        preset: `family/preset`.
+        budget: Wall time.
+        max_steps: Optimiser steps; with neither, the domain's budget.
+        from_model: `NAME@ALIAS` to start from.
+        resume: MLflow run id of a training that was interrupted.
+        seed: Of order, draws and initial weights.
+
+    Raises:
+        ValueError: no such preset, or the data does not fit it.
+        ModelMissing: `from_model` is not registered.
+    """
+    import torch
+
+    from tasks.training.fit import train
+    from tasks.training.log import log_provenance, register_checkpoint
+
+    torch.set_num_threads(settings.threads)
+    chosen = preset or domain.training.preset
+    spec = sample_spec(domain, chosen, data)
+    samples = SampleSource(data, spec)
+    tracking = Tracking(settings.tracking_uri)
+    parent = find_champion(*_reference(from_model), settings) if from_model else None
+    config = TrainConfig(
+        domain=domain.name,
+        preset=chosen,
+        seed=seed,
+        batch_size=domain.training.batch_size,
+        max_steps=max_steps,
+        budget=budget or (domain.training.budget if max_steps is None else None),
+        learning_rate=domain.training.learning_rate,
+        loss=domain.training.loss,
+        thresholds=domain.verification.thresholds,
+        accelerator="auto" if settings.device == "auto" else settings.device,
+        augment=domain.training.augment,
+        ema_decay=domain.training.ema_decay,
+        val_every=domain.training.validate_every,
+        from_model=Path(parent.folder) if parent else None,
+    )
+    name = f"{domain.name}-{chosen.partition('/')[0]}"
+    with tracking.run(f"squall/{domain.name}/training", chosen, run_id=resume) as log:
+        revision = code_revision()
+        parent_name = f"{parent.name}@{parent.version}" if parent else None
+        if resume is None:
+            log_provenance(log, config, samples, code_revision=revision, parent_model=parent_name)
+        folder = settings.root / "training" / log.run_id
+        result = train(config, samples, folder, log, resume=resume is not None)
+        tags = {"squall.archive_snapshot": data.info.archive_snapshot, "squall.code_revision": revision}
+        version = register_checkpoint(tracking, name, result.checkpoint, log, tags)
+        link = tracking.run_link(log)
+    return Fitted(
+        name=name,
+        version=version.version,
+        run_id=log.run_id,
+        run_link=link,
+        checkpoint=result.checkpoint,
+        steps=result.steps,
+        seconds=result.seconds,
+        stopped_because=result.stopped_because,
+        score=result.score,
+        spec=spec,
+    )
+
+
+def sample_spec(domain: Domain, preset: str, data: TrainingData) -> SampleSpec:
+    """Windows as the preset wants them, cropped where the archive's grid is larger, split as the domain says."""
+    config, rule = preset_config(preset), domain.training
+    return SampleSpec(
+        t_in=config.t_in,
+        t_out=config.t_out,
+        crop=None if data.info.shape == config.patch else config.patch[0],
+        fractions=rule.split,
+        guard=rule.guard,
+        event_limit=rule.event_limit,
+    )
+
+
+def compare_models(domain: Domain, settings: Settings, data: TrainingData, fitted: Fitted) -> PromotionVerdict:
+    """Judge the challenger on held-out wet windows beside the champion and both baselines, and log the evidence."""
+    from models.forecaster import load_forecaster
+    from tasks.training.evaluation import evaluate
+    from tasks.training.log import log_evaluation, log_examples
+
+    samples = SampleSource(data, fitted.spec)
+    tracking = Tracking(settings.tracking_uri)
+    forecasters: dict[str, Forecaster] = {"challenger": load_forecaster(fitted.checkpoint), **_baselines(samples)}
+    champion = tracking.find(fitted.name, CHAMPION)
+    lost = None
+    if champion is not None and champion.version != fitted.version:
+        try:
+            forecasters["champion"] = _registered(champion, settings)
+        except (ValueError, OSError, LookupError) as error:
+            lost = Unavailable("champion", f"{type(error).__name__}: {error}")
+    thresholds = domain.verification.thresholds
+    evaluation = evaluate(forecasters, samples, split="test", thresholds=thresholds, limit=JUDGED_WINDOWS)
+    verdict = _judge(evaluation, lost)
+    with tracking.run(f"squall/{domain.name}/training", "", run_id=fitted.run_id) as log:
+        log_evaluation(log, evaluation, samples, "test")
+        log_examples(log, forecasters, samples, split="test")
+        _log_verdict(log, verdict)
+    return verdict
+
+
+def _judge(evaluation: Evaluation, lost: Unavailable | None) -> PromotionVerdict:
+    counts = evaluation.counts
+    return decide(
+        counts["challenger"],
+        lost or counts.get("champion"),
+        counts["persistence"],
+        counts["extrapolation"],
+    )
+
+
+def _log_verdict(log: RunLog, verdict: PromotionVerdict) -> None:
+    log.table(verdict.as_dict(), "verdict.json")
+    log.tags({"squall.promoted": str(verdict.promote).lower(), RANK_TAG: verdict.ladder_rank})
+    for name, score in verdict.evidence.mean_csi.items():
+        log.metrics({f"summary/mean_csi_wet_{name}": score})
+
+
+def promote_model(settings: Settings, fitted: Fitted, verdict: PromotionVerdict) -> ModelVersion:
+    """Make the challenger champion or refuse it, as the verdict says; repeating it changes nothing."""
+    tracking = Tracking(settings.tracking_uri)
+    tracking.tag_version(fitted.name, fitted.version, {RANK_TAG: verdict.ladder_rank, "squall.verdict": verdict.reason})
+    act: Callable[[str, int, str], None] = tracking.promote if verdict.promote else tracking.refuse
+    act(fitted.name, fitted.version, verdict.reason)
+    return tracking.version(fitted.name, fitted.version)
+
+
+def _baselines(samples: SampleSource) -> dict[str, Forecaster]:
+    from models.baselines.extrapolation import Extrapolation
+    from models.baselines.persistence import Persistence
+
+    info, leads = samples.data.info, samples.spec.t_out
+    extrapolation = Extrapolation(info.quantity, info.cell_size_m, float(info.cadence_s), t_out=leads)
+    return {"persistence": Persistence(t_out=leads), "extrapolation": extrapolation}
+
+
+def _registered(version: ModelVersion, settings: Settings) -> Forecaster:
+    from models.forecaster import load_forecaster
+
+    return load_forecaster(find_champion(version.name, str(version.version), settings).folder)
+
+
+def _reference(text: str) -> tuple[str, str]:
+    """`NAME@ALIAS` or `NAME/VERSION` as (name, alias or version)."""
+    for mark in ("@", "/"):
+        name, found, which = text.partition(mark)
+        if found:
+            return name, which
+    return text, CHAMPION

@@ -1,0 +1,1 @@
+"""From products and later frames to scores that add up, skill tables and the verdict on skill."""
