@@ -76,7 +76,11 @@ def verify(domain: DomainName, start: From = None, end: To = None, as_json: AsJs
     stack_commands.enter()
     from flows.verify import verify as flow
 
-    _run(flow, as_json, domain=domain, start=start, end=end)
+    found = flow(domain=domain, start=start, end=end)
+    tables = {} if as_json else {name: found.pop(name) for name in ("csi", "csi_wet")}
+    printing.show(found, as_json)
+    for name, rows in tables.items():
+        printing.show_rows("CSI, wet products only" if name == "csi_wet" else "CSI, all products", rows, as_json)
 
 
 @app.command(epilog="Example: `squall train trentino --model earthformer --preset small-64 --budget 10min`")

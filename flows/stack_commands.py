@@ -31,7 +31,8 @@ def enter(*, needs_stack: bool = False) -> Settings:
         private = settings.root / "prefect"
         private.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("PREFECT_HOME", str(private))
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    # A command says in one line what went wrong; the flow's own log is in the Prefect UI.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

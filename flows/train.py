@@ -41,8 +41,17 @@ def train(
     print(f"training for {domain}: {reason}")
     data = steps.sample_data(place, settings, as_of)
     limit = parse_duration(budget) if budget else None
-    choice = {"preset": preset, "from_model": from_model, "resume": resume, "seed": seed}
-    fitted = steps.fit_model(place, settings, data, budget=limit, max_steps=max_steps, **choice)
+    fitted = steps.fit_model(
+        place,
+        settings,
+        data,
+        preset=preset,
+        budget=limit,
+        max_steps=max_steps,
+        from_model=from_model,
+        resume=resume,
+        seed=seed,
+    )
     verdict = steps.compare_models(place, settings, data, fitted)
     version = steps.promote_model(settings, fitted, verdict)
     if verdict.promote:

@@ -28,7 +28,7 @@ def verify(domain: str, start: str | None = None, end: str | None = None) -> dic
     report = steps.score_products(place, settings, clock, *period)
     table = steps.summarise_skill(place, settings, clock, *period)
     steps.log_skill(place, settings, table)
-    verdict = steps.judge_recent(place, table)
+    verdict = steps.judge_recent(table, place)
     if verdict.degraded:
         steps.announce("skill.degraded", domain, reason=verdict.reason, model=verdict.model_name)
     steps.show_skill(domain, table, verdict)

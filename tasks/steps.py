@@ -9,9 +9,9 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from prefect import task
+from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from tasks.verification.degradation import SkillVerdict
     from tasks.verification.skill_table import SkillTable
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 # A refusal is an answer, not an accident: asking again gives the same one.
 _ANSWERS = (ValueError, FrameRejected)
 
@@ -39,7 +42,7 @@ def _accidental(step: object, run: object, state: State[Any]) -> bool:
     return not isinstance(state.result(raise_on_failure=False), _ANSWERS)
 
 
-def _step(function: Callable[..., Any], *, retries: int, minutes: int, tags: set[str]) -> Any:
+def _step(function: Callable[P, R], *, retries: int, minutes: int, tags: set[str]) -> Task[P, R]:
     return task(
         name=function.__name__,
         retries=retries,
