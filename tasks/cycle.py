@@ -18,11 +18,11 @@ from tasks.archive.ingestion import IngestReport, ingest
 from tasks.feeds import Feed, FeedSource, open_feed
 from tasks.forecasting.context import Context, build_context
 from tasks.forecasting.ladder import Forecast, run_ladder
-from tasks.forecasting.rungs import choose_rungs
 from tasks.products.dataset import build_product
 from tasks.products.index import expire_products
 from tasks.products.publishing import Published, publish
 from tasks.products.report import Report, read_report
+from tasks.rungs import choose_rungs
 from tasks.verification.scoring import VerificationReport, verify_products
 from tasks.verification.skill_table import SkillTable, summarise
 

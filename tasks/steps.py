@@ -18,17 +18,16 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.tasks import exponential_backoff
 
-from tasks import cycle
+from tasks import cycle, learning
 from tasks.feeds import FrameRejected
-from tasks.training import stages as learning
 from tasks.verification import degradation, skill_log
 
 if TYPE_CHECKING:
+    from tasks.learning import Fitted
     from tasks.products.publishing import Published
     from tasks.products.report import Report
-    from tasks.training.promotion import PromotionVerdict
-    from tasks.training.stages import Fitted
     from tasks.verification.degradation import SkillVerdict
+    from tasks.verification.promotion import PromotionVerdict
     from tasks.verification.skill_table import SkillTable
 
 P = ParamSpec("P")

@@ -14,10 +14,10 @@ from models.checkpoint import load_config
 from models.forecaster import Forecaster
 from tasks.training.config import TrainConfig
 from tasks.training.evaluation import Evaluation, forecast_all
-from tasks.training.figures import error_curves, score_curves, side_by_side
 from tasks.training.loading import WindowReader
 from tasks.training.samples import SampleSource
 from tasks.training.validation import lead_label, threshold_label
+from tasks.verification.figures import error_curves, score_curves, side_by_side
 from tasks.verification.scores import Contingency, WindowCounts
 
 if TYPE_CHECKING:

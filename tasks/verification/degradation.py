@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.settings import Domain
-from tasks.training.promotion import FIRST_LEAD, without_nan
-from tasks.training.resampling import MIN_BLOCKS, Interval, paired_difference
+from tasks.verification.promotion import FIRST_LEAD, without_nan
+from tasks.verification.resampling import MIN_BLOCKS, Interval, paired_difference
 from tasks.verification.score_table import Source
 from tasks.verification.scores import WindowCounts
 from tasks.verification.skill_table import SkillTable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infra.settings import Domain, Settings
 from infra.tracking import Tracking
-from tasks.training.figures import score_curves
+from tasks.verification.figures import score_curves
 from tasks.verification.skill_table import SkillTable
 
 

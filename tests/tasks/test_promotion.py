@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from builders.windows import skill_by_event, windows_with_skill
-from tasks.training.promotion import Unavailable, decide
-from tasks.training.resampling import NotPaired, blocks_of, mean_csi, paired_difference
+from tasks.verification.promotion import Unavailable, decide
+from tasks.verification.resampling import NotPaired, blocks_of, mean_csi, paired_difference
 
 EVENTS = 12
 flat = np.full(EVENTS * 6, 0.5)

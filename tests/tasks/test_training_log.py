@@ -19,8 +19,8 @@ from models.configuration import build_network
 from models.forecaster import load_forecaster, save_checkpoint
 from tasks.training.config import TrainConfig
 from tasks.training.evaluation import evaluate
-from tasks.training.figures import side_by_side
 from tasks.training.log import log_evaluation, log_examples, log_provenance, pool, register_checkpoint
+from tasks.verification.figures import side_by_side
 
 mpl.use("agg")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tasks.training.resampling import BLOCK, CONFIDENCE, RESAMPLES, Interval, blocks_of, mean_csi, paired_difference
+from tasks.verification.resampling import BLOCK, CONFIDENCE, RESAMPLES, Interval, blocks_of, mean_csi, paired_difference
 from tasks.verification.scores import WindowCounts
 
 FIRST_LEAD = timedelta(minutes=10)

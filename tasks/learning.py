@@ -13,12 +13,12 @@ from infra.settings import Domain, Settings
 from infra.tracking import CHAMPION, ModelVersion, RunLog, Tracking
 from models.earthformer.presets import preset_config
 from tasks.cycle import open_archive
-from tasks.forecasting.rungs import RANK_TAG, find_champion
+from tasks.rungs import RANK_TAG, find_champion
 from tasks.training.config import TrainConfig
 from tasks.training.data import TrainingData
 from tasks.training.export_samples import export_samples
-from tasks.training.promotion import PromotionVerdict, Unavailable, decide
 from tasks.training.samples import SampleSource, SampleSpec
+from tasks.verification.promotion import PromotionVerdict, Unavailable, decide
 
 if TYPE_CHECKING:
     from models.forecaster import Forecaster
