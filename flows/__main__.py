@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import archive_commands, model_commands, printing, product_commands, stack_commands
+from flows import archive_commands, feed_commands, model_commands, printing, product_commands, stack_commands
 
 app = typer.Typer(
     name="squall",
@@ -22,6 +22,7 @@ app.add_typer(archive_commands.app, name="archive")
 app.add_typer(product_commands.app, name="product")
 app.add_typer(model_commands.app, name="model")
 stack_commands.add_to(app)
+app.command(epilog="Example: `squall decode radolan DE1200_RV2210180700.tar.bz2`")(feed_commands.decode)
 
 DomainName = Annotated[str, typer.Argument(help="A domain, such as finland.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
