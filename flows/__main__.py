@@ -88,7 +88,7 @@ def verify(domain: DomainName, start: From = None, end: To = None, as_json: AsJs
 def train(
     domain: DomainName,
     model: Annotated[str, typer.Option(help="Model family.")] = "earthformer",
-    preset: Annotated[str | None, typer.Option(help="Preset of the family, such as small-64.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset, such as small-64; default: the domain's.")] = None,
     from_model: Annotated[str | None, typer.Option(help="NAME@ALIAS to start from.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time budget, such as 10min.")] = None,
     resume: Annotated[str | None, typer.Option(help="MLflow run id to go on with.")] = None,
@@ -99,24 +99,32 @@ def train(
     stack_commands.enter()
     from flows.train import train as flow
 
-    name = f"{model}/{preset}" if preset else None
+    name = preset if preset is None or "/" in preset else f"{model}/{preset}"
+    if model != "earthformer" and (name is None or not name.startswith(f"{model}/")):
+        raise ValueError(f"expected --preset with --model {model}; `squall model list` shows all presets")
     _run(flow, as_json, domain=domain, preset=name, from_model=from_model, budget=budget, resume=resume, seed=seed)
 
 
 @app.command(epilog="Example: `squall replay finland --from 2016-09-28T14:45Z --to 2016-09-28T18:00Z --speed 10`")
 def replay(
     domain: DomainName,
-    start: Annotated[str, typer.Option("--from", help="ISO 8601 UTC: where the domain's clock starts.")],
-    end: Annotated[str, typer.Option("--to", help="ISO 8601 UTC: where it stands still.")],
+    start: Annotated[str | None, typer.Option("--from", help="ISO 8601 UTC: where the domain's clock starts.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="ISO 8601 UTC: where it stands still.")] = None,
     speed: Annotated[float, typer.Option(min=0.1, help="Domain seconds per second.")] = 60.0,
     model: Annotated[str | None, typer.Option(help="NAME@ALIAS for the nowcasts instead of the ladder.")] = None,
     follow: Annotated[bool, typer.Option(help="Wait until the replay is over.")] = True,
+    stop: Annotated[bool, typer.Option("--stop", help="End a replay: back to the live clock.")] = False,
 ) -> None:
     """Run a past period as if live, on the running stack: frames become visible at valid time + latency."""
-    settings = stack_commands.enter(needs_stack=True)
-    from flows.replay import replay as run
+    settings = stack_commands.enter(needs_stack=not stop)
+    from flows import replay as module
 
-    run(settings, domain, start, end, speed, follow=follow, model=model)
+    if stop:
+        module.stop(settings, domain)
+        return
+    if start is None or end is None:
+        raise ValueError("expected --from and --to, or --stop")
+    module.replay(settings, domain, start, end, speed, follow=follow, model=model)
 
 
 @app.command(epilog="Example: `squall demo`")
@@ -144,7 +152,7 @@ def main() -> None:
     """Entry point: errors a user can act on are one line, not a traceback (set SQUALL_TRACEBACK=1 to see it)."""
     try:
         app()
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, LookupError) as error:
         if os.environ.get("SQUALL_TRACEBACK"):
             raise
         sys.stderr.write(f"squall: {error}\n")

@@ -33,6 +33,7 @@ def demo(settings: Settings, budget: str | None = None) -> dict[str, Any]:
     start = now - (now - datetime(1970, 1, 1, tzinfo=UTC)) % cadence - HISTORY - future - cadence
     history_end, end = start + HISTORY, start + HISTORY + future
 
+    _forget(place, settings)
     console.rule(f"1  {HISTORY.seconds // 3600} simulated hours and the hour after, as MRMS files in a bucket layout")
     _fill_bucket(place, settings, start, int((end - start) / cadence) + 1)
     console.rule("2  ingest the three hours into the archive")
@@ -53,6 +54,18 @@ def demo(settings: Settings, budget: str | None = None) -> dict[str, Any]:
     _print_skill(console, scored)
     _print_next_steps(console, settings, issued["path"])
     return scored
+
+
+def _forget(place: Domain, settings: Settings) -> None:
+    """Remove what an earlier demo left: its rain is another world's."""
+    from infra.objects import ObjectStore
+
+    for url in (place.feed.url, place.archive.url):
+        root, _, name = url.rpartition("/")
+        ObjectStore(root, settings.storage_options(root)).delete(name)
+    store = ObjectStore(place.product.url, settings.storage_options(place.product.url))
+    for folder in ("products", "scores"):
+        store.delete(f"{folder}/{place.name}")
 
 
 def _fill_bucket(place: Domain, settings: Settings, start: datetime, steps: int) -> None:

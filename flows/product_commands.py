@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.stack_commands import enter
-from infra.settings import Settings
+from infra.settings import Settings, domain_files, load_domain
 
 if TYPE_CHECKING:
     from infra.objects import ObjectStore
@@ -21,17 +21,20 @@ Path = Annotated[
 def _find(path: str, settings: Settings) -> tuple[ObjectStore, str]:
     """Store and key of a product's folder, given with or without the store's URL, or by a domain's name."""
     from infra.objects import ObjectStore
+    from tasks.cycle import product_store
     from tasks.products.publishing import read_latest
 
+    if path in domain_files(settings):
+        store = product_store(load_domain(path, settings), settings)
+        latest = read_latest(store, path)
+        if latest is None:
+            raise ValueError(f"expected a product of {path}; it has none yet")
+        return store, latest.path
     root, mark, inside = path.rstrip("/").rpartition("products/")
+    if not mark:
+        raise ValueError(f"expected a product's folder (.../products/<domain>/...) or a domain; got {path!r}")
     url = root.rstrip("/") if root else settings.expand("{store}")
-    store = ObjectStore(url, settings.storage_options(url))
-    if mark:
-        return store, f"products/{inside}"
-    latest = read_latest(store, path)
-    if latest is None:
-        raise ValueError(f"expected a product's folder or a domain with products; got {path!r}")
-    return store, latest.path
+    return ObjectStore(url, settings.storage_options(url)), f"products/{inside}"
 
 
 @app.command(epilog="Example: `squall product show finland`")

@@ -9,6 +9,7 @@ from prefect import flow
 from infra.attachment import running_settings
 from infra.settings import load_domain, parse_duration
 from tasks import steps
+from tasks.learning import find_interrupted
 
 
 @flow(name="train", flow_run_name="train {domain}", log_prints=True)
@@ -31,7 +32,7 @@ def train(
         from_model: `NAME@ALIAS` to start from.
         budget: Wall time such as `10min`; default: the domain's.
         max_steps: Optimiser steps instead of a budget.
-        resume: MLflow run id of an interrupted training.
+        resume: MLflow run id of an interrupted training; its own preset, seed, snapshot and steps count.
         as_of: Archive snapshot; default: the newest.
         seed: Of order, draws and initial weights.
         reason: Why this training was started.
@@ -39,6 +40,9 @@ def train(
     settings = running_settings()
     place = load_domain(domain, settings)
     print(f"training for {domain}: {reason}")
+    if resume is not None:
+        told = find_interrupted(settings, resume)
+        preset, seed, as_of, max_steps = told.preset, told.seed, told.archive_snapshot, told.max_steps
     data = steps.sample_data(place, settings, as_of)
     limit = parse_duration(budget) if budget else None
     fitted = steps.fit_model(

@@ -218,14 +218,15 @@ class Tracking:
         """
         from mlflow.exceptions import MlflowException
 
-        try:
-            number = int(which) if str(which).isdigit() else self._alias(name, str(which))
-            found = self._client.get_model_version(name, str(number))
-        except MlflowException as error:
-            if error.error_code not in _NOT_FOUND:
-                raise TrackingUnavailable(f"{self.uri}: {error}") from error
-            raise ModelMissing(f"expected a registered model {name}@{which} at {self.uri}; found none") from error
-        return self._describe(found)
+        with _reachable(self.uri):
+            try:
+                number = int(which) if str(which).isdigit() else self._alias(name, str(which))
+                found = self._client.get_model_version(name, str(number))
+            except MlflowException as error:
+                if error.error_code not in _NOT_FOUND:
+                    raise
+                raise ModelMissing(f"expected a registered model {name}@{which} at {self.uri}; found none") from error
+            return self._describe(found)
 
     def _alias(self, name: str, alias: str) -> int:
         return int(self._client.get_model_version_by_alias(name, alias).version)
@@ -262,7 +263,7 @@ class Tracking:
         version = self.version(name, which)
         folder = into / name / str(version.version)
         if not (folder / "model.safetensors").exists():
-            with self._fluent():
+            with _reachable(self.uri), self._fluent():
                 uri = f"models:/{name}/{version.version}"
                 fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=self.uri))
                 (found,) = fetched.glob("artifacts/*/model.safetensors")
@@ -327,6 +328,17 @@ class Tracking:
         tags = self._client.get_registered_model(name).tags
         events = sorted((key.removeprefix(EVENT_TAG), text) for key, text in tags.items() if key.startswith(EVENT_TAG))
         return [RegistryEvent(at=datetime.strptime(at, EVENT_TIME), **json.loads(text)) for at, text in events]
+
+
+@contextmanager
+def _reachable(uri: str) -> Iterator[None]:
+    """What MLflow cannot answer or deliver, whatever its reason, is one error that a caller can act on."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingUnavailable(f"{uri}: {error}") from error
 
 
 def _require_answer(uri: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from infra.revision import code_revision
 from infra.settings import Domain, Settings
-from infra.tracking import CHAMPION, ModelVersion, RunLog, Tracking
+from infra.tracking import ModelMissing, ModelVersion, RunLog, Tracking
 from models.earthformer.presets import preset_config
 from tasks.cycle import open_archive
-from tasks.rungs import RANK_TAG, find_champion
+from tasks.rungs import RANK_TAG, find_named, registered_name
 from tasks.training.config import TrainConfig
 from tasks.training.data import TrainingData
 from tasks.training.export_samples import export_samples
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tasks.training.evaluation import Evaluation
 
 JUDGED_WINDOWS = 400
-_COMPARED = ("persistence", "extrapolation")
+_SAME_CELLS = 0.05
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def fit_model(
     spec = sample_spec(domain, chosen, data)
     samples = SampleSource(data, spec)
     tracking = Tracking(settings.tracking_uri)
-    parent = find_champion(*_reference(from_model), settings) if from_model else None
+    parent = find_named(from_model, domain, settings) if from_model else None
     config = TrainConfig(
         domain=domain.name,
         preset=chosen,
@@ -118,7 +119,7 @@ def fit_model(
         val_every=domain.training.validate_every,
         from_model=Path(parent.folder) if parent else None,
     )
-    name = f"{domain.name}-{chosen.partition('/')[0]}"
+    name = registered_name(domain, chosen.partition("/")[0])
     with tracking.run(f"squall/{domain.name}/training", chosen, run_id=resume) as log:
         revision = code_revision()
         parent_name = f"{parent.name}@{parent.version}" if parent else None
@@ -163,19 +164,12 @@ def compare_models(domain: Domain, settings: Settings, data: TrainingData, fitte
     from tasks.training.log import log_evaluation, log_examples
 
     samples = SampleSource(data, fitted.spec)
-    tracking = Tracking(settings.tracking_uri)
     forecasters: dict[str, Forecaster] = {"challenger": load_forecaster(fitted.checkpoint), **_baselines(samples)}
-    champion = tracking.find(fitted.name, CHAMPION)
-    lost = None
-    if champion is not None and champion.version != fitted.version:
-        try:
-            forecasters["champion"] = _registered(champion, settings)
-        except (ValueError, OSError, LookupError) as error:
-            lost = Unavailable("champion", f"{type(error).__name__}: {error}")
+    lost = _add_champion(forecasters, domain, settings, fitted, samples)
     thresholds = domain.verification.thresholds
     evaluation = evaluate(forecasters, samples, split="test", thresholds=thresholds, limit=JUDGED_WINDOWS)
     verdict = _judge(evaluation, lost)
-    with tracking.run(f"squall/{domain.name}/training", "", run_id=fitted.run_id) as log:
+    with Tracking(settings.tracking_uri).run(f"squall/{domain.name}/training", "", run_id=fitted.run_id) as log:
         log_evaluation(log, evaluation, samples, "test")
         log_examples(log, forecasters, samples, split="test")
         _log_verdict(log, verdict)
@@ -217,16 +211,63 @@ def _baselines(samples: SampleSource) -> dict[str, Forecaster]:
     return {"persistence": Persistence(t_out=leads), "extrapolation": extrapolation}
 
 
-def _registered(version: ModelVersion, settings: Settings) -> Forecaster:
+def _add_champion(
+    forecasters: dict[str, Forecaster], domain: Domain, settings: Settings, fitted: Fitted, samples: SampleSource
+) -> Unavailable | None:
+    """Put the model that nowcasts use now among `forecasters`; why it cannot be compared, where it cannot.
+
+    The first model of a domain has no champion to beat, unless the domain borrows another's: that one counts.
+    """
     from models.forecaster import load_forecaster
 
-    return load_forecaster(find_champion(version.name, str(version.version), settings).folder)
+    family = fitted.name.removeprefix(f"{domain.name}-")
+    try:
+        champion = find_named(family, domain, settings)
+    except ModelMissing:
+        return None
+    if (champion.name, champion.version) == (fitted.name, str(fitted.version)):
+        return None
+    try:
+        forecaster = load_forecaster(champion.folder)
+    except (ValueError, OSError, LookupError) as error:
+        return Unavailable(f"{champion.name} {champion.version}", f"{type(error).__name__}: {error}")
+    theirs, ours = forecaster.config, samples.data.info
+    if abs(theirs.cell_size_m / ours.cell_size_m - 1) > _SAME_CELLS or theirs.cadence_s != ours.cadence_s:
+        told = f"trained on {theirs.cell_size_m:.0f} m and {theirs.cadence_s} s"
+        return Unavailable(f"{champion.name} {champion.version}", told)
+    forecasters["champion"] = forecaster
+    return None
 
 
-def _reference(text: str) -> tuple[str, str]:
-    """`NAME@ALIAS` or `NAME/VERSION` as (name, alias or version)."""
-    for mark in ("@", "/"):
-        name, found, which = text.partition(mark)
-        if found:
-            return name, which
-    return text, CHAMPION
+@dataclass(frozen=True)
+class Interrupted:
+    """What an interrupted training was told; going on needs the same.
+
+    Attributes:
+        preset: Architecture, `family/preset`.
+        seed: Of order, draws and weights.
+        archive_snapshot: Its samples.
+        max_steps: Optimiser steps, where it had them.
+        budget: Wall time, where it had one.
+    """
+
+    preset: str
+    seed: int
+    archive_snapshot: str
+    max_steps: int | None
+    budget: timedelta | None
+
+
+def find_interrupted(settings: Settings, run_id: str) -> Interrupted:
+    """What the training of an MLflow run was told.
+
+    Raises:
+        ValueError: no such training under this state folder.
+    """
+    path = settings.root / "training" / run_id / "training.json"
+    if not path.exists():
+        known = sorted(folder.name for folder in path.parent.parent.glob("*")) or ["none"]
+        raise ValueError(f"expected a training of {', '.join(known)}; got {run_id!r}")
+    told = json.loads(path.read_text())
+    config = told["config"]
+    return Interrupted(config["preset"], config["seed"], told["archive_snapshot"], config["max_steps"], None)

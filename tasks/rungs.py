@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from infra.objects import ObjectStore
 from infra.settings import Domain, Settings
-from infra.tracking import ModelMissing, Tracking, TrackingUnavailable
+from infra.tracking import CHAMPION, ModelMissing, Tracking, TrackingUnavailable
 from tasks.forecasting.adaptation import Needs
 from tasks.forecasting.context import Context
 from tasks.forecasting.ladder import ModelIdentity, Rung, baseline_rung
@@ -73,28 +73,53 @@ def _rung(
     """A rung and its place: models 0 (1.5 below extrapolation), extrapolation 1, persistence 2."""
     if name in BASELINES:
         return baseline_rung(name, context, domain, expected(name, "1")), 1.0 + BASELINES.index(name)
-    registered, which = _reference(name, domain)
     try:
-        champion = find_champion(registered, which, settings)
-    except (ModelMissing, TrackingUnavailable) as error:
-        return _missing(name, registered, error), 0.0
-    rung = Rung(
-        name=name.partition("@")[0] if "@" not in name and "/" not in name else _family(champion),
-        load=lambda: _load(champion, settings),
-        model=ModelIdentity(champion.name, champion.version, champion.run_id),
-        needs=_needs(champion),
-        expected_s=expected(champion.name, champion.version),
-    )
+        champion = find_named(name, domain, settings)
+        rung = Rung(
+            name=str(_config(champion)["family"]),
+            load=lambda: _load(champion, settings),
+            model=ModelIdentity(champion.name, champion.version, champion.run_id),
+            needs=_needs(champion),
+            expected_s=expected(champion.name, champion.version),
+        )
+    except (ModelMissing, TrackingUnavailable, ValueError, KeyError, OSError) as error:
+        return _missing(name, registered_name(domain, name), error), 0.0
     return rung, 1.5 if champion.rank == "below" else 0.0
 
 
-def _reference(name: str, domain: Domain) -> tuple[str, str]:
-    """Registered name and alias (or version) behind the name of a rung or a `NAME@ALIAS`."""
+def registered_name(domain: Domain, family: str) -> str:
+    """Name under which a domain's own models of a family are registered."""
+    return f"{domain.name}-{family}"
+
+
+def parse_reference(text: str) -> tuple[str, str] | None:
+    """`NAME@ALIAS` or `NAME/VERSION` as (name, alias or version); None for anything else."""
     for mark in ("@", "/"):
-        if mark in name:
-            registered, _, which = name.partition(mark)
-            return registered, which
-    return domain.forecast.model or f"{domain.name}-{name}", "champion"
+        name, found, which = text.partition(mark)
+        if found:
+            return name, which
+    return None
+
+
+def find_named(name: str, domain: Domain, settings: Settings) -> Champion:
+    """The version behind `NAME@ALIAS`, `NAME/VERSION`, or a rung's name.
+
+    A rung is the champion of the domain's own models; until there is one, that of `[forecast] model`.
+
+    Raises:
+        ModelMissing: the server answers that there is none.
+        TrackingUnavailable: the server is away, and nothing is known of it from before.
+    """
+    reference = parse_reference(name)
+    if reference is not None:
+        return find_champion(*reference, settings)
+    own = registered_name(domain, name)
+    if domain.forecast.model is None or domain.forecast.model == own:
+        return find_champion(own, CHAMPION, settings)
+    try:
+        return find_champion(own, CHAMPION, settings)
+    except ModelMissing:
+        return find_champion(domain.forecast.model, CHAMPION, settings)
 
 
 def find_champion(name: str, which: str, settings: Settings) -> Champion:
@@ -137,10 +162,6 @@ def _config(champion: Champion) -> dict[str, object]:
     return config
 
 
-def _family(champion: Champion) -> str:
-    return str(_config(champion)["family"])
-
-
 def _needs(champion: Champion) -> Needs:
     config = _config(champion)
     return Needs(
@@ -167,6 +188,6 @@ def _measured(domain: Domain, settings: Settings) -> Callable[[str, str], float 
     def seconds(name: str, version: str) -> float | None:
         if report is None or (report.model.name, report.model.version) != (name, version):
             return None
-        return report.seconds.get("load", 0.0) + report.seconds.get("forecast", 0.0)
+        return report.seconds.get("forecast.load", 0.0) + report.seconds.get("forecast.forecast", 0.0)
 
     return seconds
