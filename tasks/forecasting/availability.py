@@ -1,10 +1,18 @@
 """What was known at a moment: which of an archive's frames had been received by then, and which of them are usable.
 
-A frame that observes nothing, next to nothing, or turns wholly dry at once where it rained is as good as missing.
+A frame that observes nothing, next to nothing, or loses its rain faster than weather can is as good as missing.
+
+Faster than weather: the last accepted frame of the window had at least 5 % wet cells (of those observed), and this one
+has fewer than a tenth of that share, halved for every five minutes beyond the first five, or fewer than 0.5 % however
+long it took. One way out: in the slot right after, rain that has been leaving steadily over the last three accepted
+frames, by no more than a fifth of the grid in five minutes, may lose one and a half times as much again, be it all.
+So an outage ends the context instead of drying it, and `max_age` refuses it in the end. The window is `max_age` and
+the context long: once no accepted wet frame is left in it, dry frames are taken as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -24,8 +32,12 @@ WET = {"rainfall_rate": 0.1, "equivalent_reflectivity_factor": 7.0, "vil": 0.1}
 
 # Shares of the usual coverage below which a frame is flagged, and below which it counts as missing.
 _FLAGGED, _UNOBSERVED = 0.5, 0.1
-# A frame without one wet cell within two steps of one with this share of wet cells is an outage, not weather.
-_SUDDENLY_DRY = 0.05
+# Wet shares of the observed cells: from which rain cannot vanish at once, and below which a frame has next to none.
+_RAINED, _DRY = 0.05, 0.005
+# Share of its wet area that a frame keeps over five minutes at the very least, and over each five minutes more.
+_KEPT, _HALVED, _FIVE_MINUTES = 0.1, 0.5, 5.0
+# Rain that leaves steadily: the most of the grid that it frees [min-1], and how much it may speed up.
+_FASTEST, _SPEED_UP = 0.2 / 5, 1.5
 
 
 @dataclass(frozen=True)
@@ -115,23 +127,56 @@ def _usable(
 ) -> tuple[tuple[bool, ...], tuple[str, ...]]:
     usual = float(np.median(coverage[coverage > 0])) if (coverage > 0).any() else 0.0
     usable = (coverage > 0) & (coverage >= _UNOBSERVED * usual)
-    notes = []
-    for step in np.flatnonzero(coverage > 0):
-        name = f"frame {as_datetime(data['time'].values[step]):%H:%M}"
-        if usable[step] and _suddenly_dry(data.values, usable, int(step), quantity):
+    times = data["time"].values
+    minutes = (times - times[:1]) / np.timedelta64(1, "m")
+    wet = _wet_shares(data.values, coverage, quantity)
+    notes, accepted = list[str](), list[int]()
+    for step in map(int, np.flatnonzero(coverage > 0)):
+        name = f"frame {as_datetime(times[step]):%H:%M}"
+        if usable[step] and wet[step] < _least_wet(wet, minutes, accepted, step):
             usable[step] = False
-            notes.append(f"{name} has no wet cell at once where it rained: taken as missing")
+            before = f"{wet[accepted[-1]]:.0%} at {as_datetime(times[accepted[-1]]):%H:%M}"
+            notes.append(f"{name} has lost its rain at once ({wet[step]:.1%} wet, {before}): taken as missing")
         elif coverage[step] < _FLAGGED * usual:
             verb = "flagged" if usable[step] else "taken as missing"
             notes.append(f"{name} observes {coverage[step]:.0%} of the grid, usual are {usual:.0%}: {verb}")
+        if usable[step]:
+            accepted.append(step)
     return tuple(bool(flag) for flag in usable), tuple(notes)
 
 
-def _suddenly_dry(frames: Field, usable: NDArray[np.bool_], step: int, quantity: str) -> bool:
-    if (frames[step] >= WET[quantity]).any():
-        return False
-    before = [earlier for earlier in (step - 1, step - 2) if earlier >= 0 and usable[earlier]]
-    if not before:
-        return False
-    frame = frames[before[0]]
-    return bool((frame >= WET[quantity]).sum() >= _SUDDENLY_DRY * np.isfinite(frame).sum())
+def _wet_shares(frames: Field, coverage: NDArray[np.float64], quantity: str) -> NDArray[np.float64]:
+    """Wet share [1] of the observed cells of `frames` (time, y, x); 0 where `coverage` (time) is."""
+    shares = [
+        float((frame >= WET[quantity]).mean() / seen) if seen else 0.0
+        for frame, seen in zip(frames, coverage, strict=True)
+    ]
+    return np.array(shares, np.float64)
+
+
+def _least_wet(wet: NDArray[np.float64], minutes: NDArray[np.float64], accepted: Sequence[int], step: int) -> float:
+    """Wet share [1] that weather leaves at `step` at the least, given the `accepted` steps before it.
+
+    A tenth of the last accepted share, halved per five minutes beyond the first five, and never below 0.5 %; less where
+    rain leaves steadily; nothing where less than 5 % was wet or no frame is accepted yet.
+    """
+    if not accepted or wet[accepted[-1]] < _RAINED:
+        return 0.0
+    last = accepted[-1]
+    further = max(0.0, (minutes[step] - minutes[last]) / _FIVE_MINUTES - 1)
+    least = max(_DRY, _KEPT * wet[last] * _HALVED**further)
+    return float(min(least, wet[last] - _leaving(wet, minutes, accepted, step)))
+
+
+def _leaving(wet: NDArray[np.float64], minutes: NDArray[np.float64], accepted: Sequence[int], step: int) -> float:
+    """Wet share [1] that rain which leaves steadily frees until `step`.
+
+    Zero unless `step` follows the last of three accepted frames directly and neither loss between these was too fast.
+    """
+    if len(accepted) < 3 or step != accepted[-1] + 1:
+        return 0.0
+    steps = list(accepted[-3:])
+    rates = -np.diff(wet[steps]) / np.diff(minutes[steps])
+    if rates.min() <= 0 or rates.max() > _FASTEST:
+        return 0.0
+    return float(_SPEED_UP * rates.min() * (minutes[step] - minutes[steps[-1]]))

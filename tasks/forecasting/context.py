@@ -1,7 +1,7 @@
 """The context of a nowcast: the newest frames known at a moment, and a verdict on them.
 
-Policy for what is missing (wholly unobserved, nearly so, or dry all at once where it rained): a gap of one frame with
-frames on both sides is interpolated along the motion, at most `max_missing` of them; before anything worse the context
+Policy for what is missing (wholly unobserved, nearly so, or dry faster than weather): a gap of one frame with frames on
+both sides is interpolated along the motion, at most `max_missing` of them; before anything worse the context
 is cut short; a context whose newest expected frame is missing ends earlier and is stale; one whose newest frame is
 older than `max_age` is refused. A missing frame is never dry.
 
