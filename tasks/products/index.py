@@ -49,17 +49,17 @@ def list_products(
 
 
 def expire_products(store: ObjectStore, domain: str, *, now: datetime, keep: timedelta) -> list[str]:
-    """Delete products whose init_time is more than `keep` before `now` (the domain's clock); their folders.
+    """Delete products written more than `keep` before `now` (wall time), whatever past they forecast; their paths.
 
     The product that `latest.json` names stays whatever its age. A folder loses its manifest first, so that what is
     left of a deletion that dies half-way is no product; the next call removes it.
     """
-    latest = read_latest(store, domain)
-    pinned = latest.path if latest else None
     gone = []
-    for folder in _folders(store, domain, None, now - keep):
-        young = not folder.complete and datetime.now(UTC) - folder.modified < _IN_THE_MAKING
-        if folder.path == pinned or folder.init_time >= now - keep or young:
+    for folder in _folders(store, domain, None, None):
+        if now - folder.modified <= (keep if folder.complete else max(keep, _IN_THE_MAKING)):
+            continue
+        latest = read_latest(store, domain)  # every time: somebody may point at an old product meanwhile
+        if latest is not None and folder.path == latest.path:
             continue
         store.delete(f"{folder.path}/{MANIFEST}")
         store.delete(folder.path)

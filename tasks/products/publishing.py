@@ -208,7 +208,11 @@ def _latest(
 
 
 def _point(store: ObjectStore, mine: Latest) -> bool:
-    """Swap the pointer to `mine` unless a newer product is out; whether it now names `mine`."""
+    """Swap the pointer to `mine` unless a newer product is out; whether it now names `mine`.
+
+    Newer is only what this domain's clock has reached: a pointer made under a later clock (the present, when a past
+    is replayed) is replaced.
+    """
     key = latest_key(mine.domain)
     for _ in range(_SWAPS):
         tag = store.etag(key)
@@ -220,7 +224,8 @@ def _point(store: ObjectStore, mine: Latest) -> bool:
         _note_predecessor(store, current)
         if current.path == mine.path:
             return True
-        if (current.init_time, current.at) > (mine.init_time, mine.at):
+        from_the_future = current.init_time > mine.published_at
+        if (current.init_time, current.at) > (mine.init_time, mine.at) and not from_the_future:
             _note(store, mine.path, current)
             return False
         swapped = mine.model_copy(update={"supersedes": current.path})

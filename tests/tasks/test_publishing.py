@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from builders.nowcasts import moving_rain, newest_context, small_domain, write_archive
+from builders.nowcasts import LATENCY, moving_rain, newest_context, slot_time, small_domain, write_archive
 from infra.objects import ObjectStore
 from infra.settings import Domain
 from tasks.archive.archive import Archive
@@ -77,11 +77,17 @@ class World:
         rungs = [baseline_rung(rung, context, self.domain)]
         return context, run_ladder(context, rungs, self.domain, deadline=MINUTE, seed=0)
 
-    def publish(self, last: int, store: ObjectStore | None = None, rung: str = "extrapolation") -> Published:
-        """Publish the forecast from slot `last`."""
+    def publish(
+        self,
+        last: int,
+        store: ObjectStore | None = None,
+        rung: str = "extrapolation",
+        now: datetime = slot_time(20),  # noqa: B008 (a constant)
+    ) -> Published:
+        """Publish the forecast from slot `last`, by default after all frames have come."""
         context, forecast = self.nowcast(last, rung)
         product = build_product(forecast, context, self.domain)
-        return publish(store or self.store, product, context, forecast, self.domain, now=context.at)
+        return publish(store or self.store, product, context, forecast, self.domain, now=now)
 
 
 @pytest.fixture
@@ -143,6 +149,18 @@ def test_an_older_forecast_never_replaces_a_newer_one_and_says_what_is_used_inst
     assert (older.latest, newer.latest) == (False, True)
     assert newer.path in world.store.read(f"{older.path}.superseded_by.json").decode()
     assert verify_product(world.store, older.path) == []
+
+
+def test_a_replayed_past_takes_the_pointer_from_a_product_of_its_future(world: World) -> None:
+    ahead = world.publish(18)
+    replayed = world.publish(9, now=slot_time(9) + LATENCY)
+    latest = whole(world.store)
+    assert latest is not None
+    assert (latest.path, latest.supersedes, replayed.latest) == (replayed.path, ahead.path, True)
+    assert not world.publish(8, now=slot_time(9) + LATENCY).latest
+    back = world.publish(18)
+    assert back.already
+    assert back.latest
 
 
 def test_a_superseded_product_stays_untouched_and_says_by_what(world: World) -> None:
@@ -293,8 +311,9 @@ def test_a_store_that_loses_bytes_is_found_out_before_the_pointer_moves(world: W
 def test_retention_removes_old_products_but_never_the_one_in_use(world: World) -> None:
     paths = [world.publish(last).path for last in (6, 7, 8)]
     world.store.write("products/meadow/2016/09/28/1500/half/report.json", b"{}")
-    context, _ = world.nowcast(8)
-    gone = expire_products(world.store, "meadow", now=context.init_time + timedelta(days=30), keep=timedelta(days=7))
+    week, wall = timedelta(days=7), datetime.now(UTC)
+    assert expire_products(world.store, "meadow", now=wall + timedelta(days=6), keep=week) == []  # of 2016, made today
+    gone = expire_products(world.store, "meadow", now=wall + MINUTE, keep=timedelta(0))
     assert gone == paths[:2]
     latest = whole(world.store)
     assert latest is not None
@@ -302,8 +321,8 @@ def test_retention_removes_old_products_but_never_the_one_in_use(world: World) -
     keys = [item.key for item in world.store.list("products/meadow")]
     assert not [key for key in keys if any(path in key for path in gone)]
     assert "products/meadow/2016/09/28/1500/half/report.json" in keys  # it may be in the making
-    early = expire_products(world.store, "meadow", now=context.init_time, keep=timedelta(days=7))
-    assert early == []
+    late = expire_products(world.store, "meadow", now=wall + timedelta(days=8), keep=week)
+    assert late == ["products/meadow/2016/09/28/1500/half"]
 
 
 def test_products_are_listed_by_init_time(world: World) -> None:
@@ -349,6 +368,6 @@ def test_products_on_s3_are_published_verified_superseded_and_expired(world: Wor
     assert store.exists(latest_key("meadow"))
     opened = open_product(store, second.path)
     assert np.isfinite(opened["rainfall_rate_mean"].values).any()
-    later = second.init_time + timedelta(days=30)
+    later = datetime.now(UTC) + timedelta(days=30)
     assert expire_products(store, "meadow", now=later, keep=timedelta(days=7)) == [first.path]
     assert [item.path for item in list_products(store, "meadow")] == [second.path]
