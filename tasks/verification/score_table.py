@@ -140,12 +140,23 @@ def _superseding(row: ScoreRow, known: ScoreRow | None) -> ScoreRow:
     return replace(row, supersedes=known.observation if known else "")
 
 
-def product_rows(store: ObjectStore, domain: str, init_time: datetime, run: str) -> list[ScoreRow]:
-    """Rows of one product; empty where it was never scored."""
+def scored_on(
+    store: ObjectStore, key: str, thresholds: tuple[float, ...], neighbourhoods_km: tuple[float, ...]
+) -> dict[datetime, str]:
+    """Observation by valid time of a table's product rows with these thresholds and neighbourhoods; a few columns."""
+    import pyarrow.parquet as pq
+
+    columns = ["source", "valid_time", "observation", "thresholds", "neighbourhoods_km"]
     try:
-        return _decode(store.read(table_key(domain, init_time, run)))
+        rows = pq.read_table(io.BytesIO(store.read(key)), columns=columns).to_pylist()
     except FileNotFoundError:
-        return []
+        return {}
+    rule = ("product", thresholds, neighbourhoods_km)
+    return {
+        row["valid_time"].astimezone(UTC): row["observation"]
+        for row in rows
+        if (row["source"], tuple(row["thresholds"]), tuple(row["neighbourhoods_km"])) == rule
+    }
 
 
 def read_rows(store: ObjectStore, domain: str, start: datetime, end: datetime) -> list[ScoreRow]:

@@ -8,6 +8,7 @@ product is scored once per observation of each lead: leads not yet observed join
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -25,10 +26,10 @@ from tasks.archive.slots import as_datetime
 from tasks.forecasting.context import Context, build_context
 from tasks.forecasting.ladder import NoForecast, baseline_rung, run_ladder
 from tasks.grid import cell_size_m
-from tasks.products.index import list_products
+from tasks.products.index import ProductFolder, list_products
 from tasks.products.issued import Issued, read_issued
 from tasks.verification.fractions import fractions
-from tasks.verification.score_table import ScoreRow, Source, product_rows, write_rows
+from tasks.verification.score_table import ScoreRow, Source, scored_on, table_key, write_rows
 from tasks.verification.scores import contingency, errors
 from tasks.verification.skill_table import Statistics
 
@@ -39,8 +40,7 @@ Fields = NDArray[np.float32]
 
 _BASELINES: tuple[Source, ...] = ("persistence", "extrapolation")
 _BASELINE_LIMIT = timedelta(minutes=10)
-# A correction usually follows within the hour; older products are looked at again on request (`since`).
-_REVISIT = timedelta(hours=3)
+_READERS = 8
 
 
 class NotScorable(ValueError):
@@ -65,11 +65,17 @@ class VerificationReport:
 
 
 def verify_products(
-    store: ObjectStore, archive: Archive, domain: Domain, now: datetime, *, since: datetime | None = None
+    store: ObjectStore,
+    archive: Archive,
+    domain: Domain,
+    now: datetime,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> VerificationReport:
     """Score every product that has something new to be scored on, and write the rows; repeating it changes nothing."""
     scored, written, skipped = 0, list[ScoreRow](), list[tuple[str, str]]()
-    for path in list_unscored(store, archive, domain, now, since=since):
+    for path in list_unscored(store, archive, domain, now, since=since, until=until):
         try:
             changed = write_rows(store, score_product(store, path, archive, domain))
         except (NotScorable, FileNotFoundError) as error:  # the latter: its retention ended meanwhile
@@ -81,7 +87,13 @@ def verify_products(
 
 
 def list_unscored(
-    store: ObjectStore, archive: Archive, domain: Domain, now: datetime, *, since: datetime | None = None
+    store: ObjectStore,
+    archive: Archive,
+    domain: Domain,
+    now: datetime,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> list[str]:
     """Paths of products with a lead that was observed and not yet scored, or was scored on another observation.
 
@@ -90,20 +102,26 @@ def list_unscored(
         archive: Observations.
         domain: Its lead times and cadence.
         now: The domain's clock (aware); younger valid times are not looked at.
-        since: Oldest init time; default: everything that could still be incomplete, and three hours for corrections.
+        since: Oldest init time; default: the products' retention before `now`, so that no outage outlives its gap.
+        until: Newest init time; default: `now`.
     """
     cadence, slots = domain.feed.cadence, archive.spec.slots
-    start = since or now - domain.forecast.lead_times * cadence - _REVISIT
-    observed = fingerprints(archive, start, now)
-    paths = []
-    for product in list_products(store, domain.name, start, now):
+    start, end = since or now - domain.product.retention, min(now, until or now)
+    observed = fingerprints(archive, start, min(now, end + (domain.forecast.lead_times + 1) * cadence))
+
+    def unscored(product: ProductFolder) -> bool:
         # The folder tells the minute, the slot the second.
         init_time = slots.time(slots.nearest(product.init_time + timedelta(seconds=29)))
         leads = (init_time + step * cadence for step in range(1, domain.forecast.lead_times + 1))
+        there = [time for time in leads if time in observed]
+        if not there:
+            return False
         known = _scored_on(store, domain, init_time, product.run)
-        if any(known.get(time) != observed[time] for time in leads if time in observed):
-            paths.append(product.path)
-    return paths
+        return any(known.get(time) != observed[time] for time in there)
+
+    products = list_products(store, domain.name, start, end)
+    with ThreadPoolExecutor(_READERS) as pool:
+        return [product.path for product, new in zip(products, pool.map(unscored, products), strict=True) if new]
 
 
 def score_product(store: ObjectStore, path: str, archive: Archive, domain: Domain) -> list[ScoreRow]:
@@ -207,13 +225,7 @@ def _observations(archive: Archive, issued: Issued, times: Sequence[datetime], s
 def _scored_on(store: ObjectStore, domain: Domain, init_time: datetime, run: str) -> dict[datetime, str]:
     """Observation hash by valid time of the leads scored with the thresholds and neighbourhoods now in force."""
     rule = domain.verification
-    rows = product_rows(store, domain.name, init_time, run)
-    return {
-        row.valid_time: row.observation
-        for row in rows
-        if row.source == "product"
-        and (row.thresholds, row.neighbourhoods_km) == (rule.thresholds, rule.neighbourhoods_km)
-    }
+    return scored_on(store, table_key(domain.name, init_time, run), rule.thresholds, rule.neighbourhoods_km)
 
 
 def _rows(

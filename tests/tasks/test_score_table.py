@@ -10,7 +10,7 @@ import pytest
 
 from builders.score_rows import START, score_row, scored_products
 from infra.objects import ObjectStore
-from tasks.verification.score_table import product_rows, read_rows, table_key, write_rows
+from tasks.verification.score_table import ScoreRow, read_rows, scored_on, table_key, write_rows
 
 HITS = {"product": 600, "persistence": 400, "extrapolation": 500}
 
@@ -18,6 +18,10 @@ HITS = {"product": 600, "persistence": 400, "extrapolation": 500}
 @pytest.fixture
 def store(tmp_path: Path) -> ObjectStore:
     return ObjectStore(str(tmp_path / "store"))
+
+
+def product_rows(store: ObjectStore, run: str) -> list[ScoreRow]:
+    return [row for row in read_rows(store, "testland", START, START + timedelta(hours=1)) if row.run == run]
 
 
 def test_rows_come_back_as_they_were_written(store: ObjectStore) -> None:
@@ -45,7 +49,7 @@ def test_a_corrected_observation_supersedes_the_row_and_says_which(store: Object
     write_rows(store, [row, score_row(lead=5.0)])
     (written,) = write_rows(store, [replace(row, observation="cd" * 32, hits=(7, 7))])
     assert written.supersedes == "ab" * 32
-    found = product_rows(store, "testland", row.init_time, row.run)
+    found = product_rows(store, row.run)
     assert [(it.lead_minutes, it.observation[:2], it.hits) for it in found] == [
         (5.0, "ab", (500, 500)),
         (15.0, "cd", (7, 7)),
@@ -55,15 +59,24 @@ def test_a_corrected_observation_supersedes_the_row_and_says_which(store: Object
 def test_a_lead_observed_later_joins_the_product(store: ObjectStore) -> None:
     write_rows(store, [score_row(lead=5.0)])
     write_rows(store, [score_row(lead=10.0)])
-    assert [row.lead_minutes for row in product_rows(store, "testland", START, "run-000")] == [5.0, 10.0]
-    assert product_rows(store, "testland", START, "run-999") == []
+    assert [row.lead_minutes for row in product_rows(store, "run-000")] == [5.0, 10.0]
+    assert product_rows(store, "run-999") == []
+
+
+def test_what_a_product_was_scored_on_is_told_for_the_rule_in_force(store: ObjectStore) -> None:
+    row = score_row()
+    key = table_key("testland", row.init_time, row.run)
+    assert scored_on(store, key, row.thresholds, row.neighbourhoods_km) == {}
+    write_rows(store, [row])
+    assert scored_on(store, key, row.thresholds, row.neighbourhoods_km) == {row.valid_time: row.observation}
+    assert scored_on(store, key, (99.0,), row.neighbourhoods_km) == {}
 
 
 def test_two_verifications_at_once_lose_nothing(store: ObjectStore) -> None:
     leads = [float(5 * number) for number in range(1, 9)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda lead: write_rows(store, [score_row(lead=lead)]), leads))
-    assert [row.lead_minutes for row in product_rows(store, "testland", START, "run-000")] == leads
+    assert [row.lead_minutes for row in product_rows(store, "run-000")] == leads
 
 
 def test_any_parquet_reader_opens_a_table(store: ObjectStore) -> None:

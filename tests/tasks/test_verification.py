@@ -153,6 +153,21 @@ def test_a_product_without_its_manifest_is_not_issued_yet(tmp_path: Path) -> Non
     assert list_unscored(it.store, it.archive, it.domain, slot_time(23)) == []
 
 
+def test_a_product_left_unscored_by_an_outage_is_scored_within_its_retention(tmp_path: Path) -> None:
+    it = world(tmp_path)
+    path = issue(it.store, it.domain, it.archive, LAST)
+    assert list_unscored(it.store, it.archive, it.domain, slot_time(LAST) + 6 * DAY) == [path]
+    assert list_unscored(it.store, it.archive, it.domain, slot_time(LAST) + 8 * DAY) == []
+
+
+def test_a_named_end_bounds_init_times_and_not_observations(tmp_path: Path) -> None:
+    it = world(tmp_path)
+    issue(it.store, it.domain, it.archive, LAST)
+    issue(it.store, it.domain, it.archive, LAST + 1)
+    report = verify_products(it.store, it.archive, it.domain, slot_time(23), until=slot_time(LAST))
+    assert (report.scored, report.rows) == (1, 3 * LEADS)
+
+
 def test_nothing_observed_yet_gives_no_rows(tmp_path: Path) -> None:
     it = world(tmp_path, observed=LAST + 1)
     path = issue(it.store, it.domain, it.archive, LAST)
