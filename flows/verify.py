@@ -9,17 +9,20 @@ from prefect import flow
 from infra.attachment import running_settings
 from infra.clock import parse_time, read_clock
 from infra.settings import load_domain
-from tasks import steps
+from tasks import cycle, steps
 
 
 @flow(name="verify", flow_run_name="verify {domain}", log_prints=True)
 def verify(domain: str, start: str | None = None, end: str | None = None) -> dict[str, Any]:
-    """Score what can be scored, log the curves, judge the newest model.
+    """Score what can be scored, log the curves, judge the newest model; once a day, apply the retention.
+
+    A degraded model is announced (and so retrained) only by a run over the default period that scored something new,
+    and once a day at most.
 
     Args:
         domain: A domain's name.
-        start: ISO 8601 UTC: oldest init time; default: what could still be incomplete.
-        end: ISO 8601 UTC; default: the domain's clock.
+        start: ISO 8601 UTC: oldest init time; default: of all products still kept.
+        end: ISO 8601 UTC: newest init time; default: the domain's clock.
     """
     settings = running_settings()
     place = load_domain(domain, settings)
@@ -29,9 +32,11 @@ def verify(domain: str, start: str | None = None, end: str | None = None) -> dic
     table = steps.summarise_skill(place, settings, clock, *period)
     steps.log_skill(place, settings, table)
     verdict = steps.judge_recent(table, place)
-    if verdict.degraded:
+    news = verdict.degraded and report.rows > 0 and period == (None, None)
+    if news and cycle.may_announce_degradation(place, settings, verdict):
         steps.announce("skill.degraded", domain, reason=verdict.reason, model=verdict.model_name)
     steps.show_skill(domain, table, verdict)
+    expired = steps.expire(place, settings) if cycle.may_expire(place, settings) else {}
     return {
         "domain": domain,
         "scored": report.scored,
@@ -42,6 +47,7 @@ def verify(domain: str, start: str | None = None, end: str | None = None) -> dic
         "wet_products": table.wet_products,
         "degraded": verdict.degraded,
         "verdict": verdict.reason,
+        "expired": expired,
         "csi": table.records(),
         "csi_wet": table.records("wet"),
     }

@@ -14,7 +14,7 @@ HEARTBEAT = timedelta(seconds=30)
 ZOMBIE_AFTER = timedelta(seconds=75)
 _HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
 # What a training is told of the event that started it, and what where the event is silent (Jinja literals).
-_PASSED_ON = {"reason": "'skill has degraded'", "evidence": "none"}
+_PASSED_ON = {"reason": "'skill has degraded'"}
 _TERMINAL = ("Completed", "Failed", "Cancelled", "Crashed")
 
 

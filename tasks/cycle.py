@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
 
 from infra.clock import Clock
 from infra.compute import mapper
@@ -15,6 +16,7 @@ from infra.objects import ObjectStore
 from infra.settings import Domain, Settings
 from tasks.archive.archive import Archive, ArchiveMissing
 from tasks.archive.ingestion import IngestReport, ingest
+from tasks.claims import claim
 from tasks.feeds import Feed, FeedSource, open_feed
 from tasks.forecasting.context import Context, build_context
 from tasks.forecasting.ladder import Forecast, run_ladder
@@ -23,8 +25,13 @@ from tasks.products.index import expire_products
 from tasks.products.publishing import Published, publish
 from tasks.products.report import Report, read_report
 from tasks.rungs import choose_rungs
+from tasks.verification.degradation import SkillVerdict
 from tasks.verification.scoring import VerificationReport, verify_products
 from tasks.verification.skill_table import SkillTable, summarise
+
+# How far back a cycle that is not told heals what an outage left open.
+HEAL = timedelta(days=2)
+_DAILY = timedelta(days=1)
 
 
 def open_archive(domain: Domain, settings: Settings) -> Archive:
@@ -66,34 +73,38 @@ def ingest_frames(
 ) -> IngestReport:
     """Bring the frames of a window into the archive; by default those since the newest archived one.
 
-    A named period is a backfill: its times of receipt were not recorded. Newest frames are received now, by the
-    domain's clock.
+    The default window reaches back `HEAL` at most; what an outage left open before it takes a `start` of its own
+    (`squall ingest DOMAIN --from`). A named period is a backfill: its times of receipt were not recorded. Newest frames
+    are received now, by the domain's clock.
     """
-    now, feed = clock.now(), open_source(domain, settings)
+    now = clock.now()
     backfill = start is not None and not clock.replayed
     window_start = start or _since(domain, settings, now)
     with mapper(settings, description=f"ingest {domain.name}" if backfill else None) as parallel:
         return ingest(
-            feed,
+            open_source(domain, settings),
             domain,
             window_start,
             end or now + domain.feed.future_tolerance,
             now,
             storage=settings.storage_options(domain.archive.url),
             backfill=backfill,
-            latency=(domain.clock.latency or feed.latency) if clock.replayed else None,
+            latency=latency(domain, settings) if clock.replayed else None,
             map=parallel,
         )
 
 
 def _since(domain: Domain, settings: Settings, now: datetime) -> datetime:
-    """Far enough back to heal what an outage left open, at least the context and the longest verification."""
-    reach = (domain.context.frames + 2 * domain.forecast.lead_times) * domain.feed.cadence
+    """Before the newest frame by the context and the longest verification, and never more than `HEAL` ago.
+
+    An outage longer than `HEAL` is not healed by itself: its slots are neither looked for nor marked as missing.
+    """
+    reach = max((domain.context.frames + 2 * domain.forecast.lead_times) * domain.feed.cadence, timedelta(hours=2))
     try:
         newest = open_archive(domain, settings).latest()
     except ArchiveMissing:
         newest = None
-    return min(now, newest or now) - max(reach, timedelta(hours=2))
+    return max(min(now, newest or now) - reach, now - max(reach, HEAL))
 
 
 def await_newest(domain: Domain, settings: Settings, clock: Clock, patience: timedelta) -> datetime | None:
@@ -167,9 +178,12 @@ def look_at(domain: Domain, settings: Settings, published: Published) -> tuple[R
 def score_products(
     domain: Domain, settings: Settings, clock: Clock, start: datetime | None, end: datetime | None
 ) -> VerificationReport:
-    """Score the issued products whose valid times have been observed; repeating it changes nothing."""
+    """Score the issued products whose valid times have been observed; repeating it changes nothing.
+
+    A period bounds the init times; observations count up to the domain's clock.
+    """
     archive, store = open_archive(domain, settings), product_store(domain, settings)
-    return verify_products(store, archive, domain, end or clock.now(), since=start)
+    return verify_products(store, archive, domain, clock.now(), since=start, until=end)
 
 
 def summarise_skill(
@@ -181,9 +195,36 @@ def summarise_skill(
     return summarise(product_store(domain, settings), domain, since, end or now)
 
 
-def expire_products_and_snapshots(domain: Domain, settings: Settings, clock: Clock) -> dict[str, int]:
-    """Remove what is older than the domain's retention: products, and snapshots of the archive."""
-    store, keep = product_store(domain, settings), domain.product.retention
-    removed = expire_products(store, domain.name, now=clock.now(), keep=keep)
-    expiry = open_archive(domain, settings).expire(datetime.now(UTC), domain.archive.retention)
+def may_announce_degradation(domain: Domain, settings: Settings, verdict: SkillVerdict) -> bool:
+    """Whether this run is to say that a model has degraded: once per version, and again after a day.
+
+    The marker is set before the event is sent; a day later the event may be repeated, so that a lost one is not for
+    ever, and a model that stays bad asks for one training a day at most.
+    """
+    model = quote(f"{verdict.model_name}-{verdict.model_version}", safe="")
+    key = f"scores/{domain.name}/_degraded/{model}.json"
+    return claim(product_store(domain, settings), key, datetime.now(UTC), _DAILY)
+
+
+def may_expire(domain: Domain, settings: Settings) -> bool:
+    """Whether retention is this run's turn: once a day per domain, by the wall clock."""
+    key = f"scores/{domain.name}/_retention.json"
+    return claim(product_store(domain, settings), key, datetime.now(UTC), _DAILY)
+
+
+def expire_products_and_snapshots(domain: Domain, settings: Settings) -> dict[str, int]:
+    """Remove what was written longer ago than the domain's retention: products, and snapshots of the archive.
+
+    Ages are wall time whatever the domain's clock shows: a replayed product is as old as its replay.
+    """
+    store, now = product_store(domain, settings), datetime.now(UTC)
+    removed = expire_products(store, domain.name, now=now, keep=domain.product.retention)
+    expiry = open_archive(domain, settings).expire(now, domain.archive.retention)
     return {"products": len(removed), "snapshots": expiry.snapshots}
+
+
+def tag_snapshot(domain: Domain, settings: Settings, name: str, snapshot: str) -> None:
+    """Keep a snapshot of the domain's archive for ever under a name; a name already given stays where it is."""
+    archive = open_archive(domain, settings)
+    if name not in archive.repository.list_tags():
+        archive.tag(name, snapshot)

@@ -24,9 +24,9 @@ def probe(domain: str) -> str:
 
 
 @flow(name="train")
-def train(domain: str, reason: str | None = None, evidence: float | None = None) -> str:
+def train(domain: str, reason: str | None = None) -> str:
     """Write one trace with what it was given."""
-    _leave_trace(domain, reason=reason, evidence=evidence)
+    _leave_trace(domain, reason=reason)
     return domain
 
 
