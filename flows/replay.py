@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flows.verify import verify
 from infra.clock import Clock, parse_time, start_replay, stop_replay
 from infra.deployments import PLANS, deploy_domain, pause_domain
 from infra.settings import Domain, Settings, load_domain
@@ -28,7 +30,8 @@ def replay(
         start: ISO 8601 UTC: where the clock starts.
         end: ISO 8601 UTC: where it stands still.
         speed: Domain seconds per wall second.
-        follow: Wait for the end, then return the domain to the live clock and stop its schedules.
+        follow: Wait for the end, score what was issued last, and `stop`. Otherwise the domain stays at the end of the
+            period until somebody calls `stop`.
         model: What nowcasts ask for instead of the domain's ladder.
 
     Raises:
@@ -40,11 +43,13 @@ def replay(
         raise ValueError(f"expected a period; got {start} to {end}")
     if place.feed.cadence / speed < timedelta(seconds=1):
         raise ValueError(f"expected cycles of at least a second; {place.feed.cadence} at speed {speed:g} is less")
-    clock = start_replay(place, settings, first, last, speed)
-    anchor = clock.wall(first + cycle.latency(place, settings))
     asked = {"model": model} if model else {}
     plans = {**PLANS, "nowcast": replace(PLANS["nowcast"], parameters=asked)}
-    deploy_domain(settings, place, interval=place.feed.cadence / speed, anchor=anchor, active=True, plans=plans)
+    with ExitStack() as undo:
+        undo.callback(stop_replay, place, settings)
+        clock = start_replay(place, settings, first, last, speed)
+        deploy_domain(settings, place, active=True, latency=cycle.latency(place, settings), plans=plans)
+        undo.pop_all()
     print(
         f"{domain}: {first:%Y-%m-%d %H:%M} to {last:%H:%M} UTC at speed {speed:g}, a cycle every "
         f"{(place.feed.cadence / speed).total_seconds():.0f} s"
@@ -53,10 +58,24 @@ def replay(
         return
     try:
         _watch(place, settings, clock, first, last)
+        verify(domain=domain)  # the schedule comes every sixth cycle: the last products would stay unscored
     finally:
+        stop(settings, domain)
+
+
+def stop(settings: Settings, domain: str) -> None:
+    """Return a domain to the live clock, whatever became of its replay; its schedules run if the domain is active.
+
+    Raises:
+        RuntimeError: no Prefect server; the clock is live again all the same.
+    """
+    place = load_domain(domain, settings)
+    try:
         pause_domain(settings, domain)
-        deploy_domain(settings, place, active=False)
+    finally:
         stop_replay(place, settings)
+    active = domain in settings.active_domains
+    deploy_domain(settings, place, active=active, latency=cycle.latency(place, settings))
 
 
 def _watch(place: Domain, settings: Settings, clock: Clock, first: datetime, last: datetime) -> None:

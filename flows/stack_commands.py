@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Annotated
 
 import typer
 
 from flows import printing
 from infra.attachment import attach, environment
-from infra.settings import Settings
+from infra.clock import replaying
+from infra.settings import Domain, Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
@@ -51,13 +53,18 @@ def up(as_json: AsJson = False) -> None:
     """Start object store, Prefect, MLflow and a worker on 127.0.0.1, with schedules, and wait until they answer."""
     from infra import stack
     from infra.deployments import deploy_all
+    from tasks import cycle
 
     given = Settings()
     if not as_json:
         typer.echo("starting object store, Prefect, MLflow and worker on 127.0.0.1 …")
     state = stack.up(given)
     settings = enter()
-    deployed = deploy_all(settings)
+
+    def latency(domain: Domain) -> timedelta:
+        return cycle.latency(domain, settings)
+
+    deployed = deploy_all(settings, latency)
     if as_json:
         printing.write_json({"ports": state.ports, "notes": state.notes, "deployments": deployed})
         return
@@ -75,7 +82,7 @@ def down() -> None:
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show every service of the stack."""
+    """Show every service of the stack, and which domains are replayed."""
     from infra import stack
 
     seen = stack.status(Settings())
@@ -90,11 +97,22 @@ def status(as_json: AsJson = False) -> None:
         }
         for one in seen
     ]
+    if not as_json:
+        _show_replays(Settings())
     if not rows and not as_json:
         typer.echo("no stack; start one with `squall up`")
         return
     printing.show_rows("stack", rows, as_json)
     raise typer.Exit(0 if all(one.condition == "healthy" for one in seen) else 1)
+
+
+def _show_replays(settings: Settings) -> None:
+    for domain, clock in replaying(settings).items():
+        end = f" until {clock.replay_to:%Y-%m-%d %H:%M} UTC" if clock.replay_to else ""
+        typer.echo(
+            f"{domain} is replayed: {clock.now():%Y-%m-%d %H:%M} UTC at speed {clock.speed:g}{end}; "
+            f"`squall replay {domain} --stop` returns it to now"
+        )
 
 
 def doctor(as_json: AsJson = False) -> None:

@@ -96,15 +96,27 @@ def stop_replay(domain: Domain, settings: Settings) -> None:
     _anchor_file(domain, settings).unlink(missing_ok=True)
 
 
+def replaying(settings: Settings) -> dict[str, Clock]:
+    """Clocks of the domains that are replayed now or whose replay was never ended, by domain.
+
+    Such a clock knows no latency: that is in the domain's file.
+    """
+    return {path.stem: _read_anchor(path, None) for path in sorted((settings.root / "clocks").glob("*.json"))}
+
+
 def read_clock(domain: Domain, settings: Settings) -> Clock:
     """The domain's clock: a running replay, else the replay its file declares (anchored on first use), else now."""
     path = _anchor_file(domain, settings)
     if path.exists():
-        raw = json.loads(path.read_text())
-        moments = {
-            k: datetime.fromisoformat(raw[k]) if raw[k] else None for k in ("replay_from", "started_at", "replay_to")
-        }
-        return Clock(speed=raw["speed"], latency=domain.clock.latency, **moments)
+        return _read_anchor(path, domain.clock.latency)
     if domain.clock.replay_from is not None:
         return start_replay(domain, settings, domain.clock.replay_from, domain.clock.replay_to, domain.clock.speed)
     return Clock(latency=domain.clock.latency)
+
+
+def _read_anchor(path: Path, latency: timedelta | None) -> Clock:
+    raw = json.loads(path.read_text())
+    moments = {
+        k: datetime.fromisoformat(raw[k]) if raw[k] else None for k in ("replay_from", "started_at", "replay_to")
+    }
+    return Clock(speed=raw["speed"], latency=latency, **moments)

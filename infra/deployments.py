@@ -6,7 +6,7 @@ Flows are named by module entrypoints and found in the installed package, so not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from infra.attachment import attach
+from infra.clock import read_clock
 from infra.services import POOL
 from infra.settings import Domain, Settings, domain_files, load_domain
 
@@ -78,8 +79,12 @@ def prefect_client(settings: Settings) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-def deploy_all(settings: Settings) -> list[str]:
+def deploy_all(settings: Settings, latency: Callable[[Domain], timedelta] | None = None) -> list[str]:
     """Deploy every known domain and the automations; only the schedules of `active_domains` run. Gives the names.
+
+    Args:
+        settings: Which Prefect server, and where domain files are.
+        latency: Of a domain; default: what its file says.
 
     Raises:
         RuntimeError: no Prefect server.
@@ -90,8 +95,9 @@ def deploy_all(settings: Settings) -> list[str]:
     with prefect_client(settings) as client:
         ensure_zombies_crash(client)
         for name in domain_files(settings):
-            active = name in settings.active_domains
-            names += deploy_domain(settings, load_domain(name, settings), active=active, client=client)
+            domain, active = load_domain(name, settings), name in settings.active_domains
+            delay = latency(domain) if latency else None
+            names += deploy_domain(settings, domain, active=active, latency=delay, client=client)
             ensure_retraining(client, name)
     return names
 
@@ -103,6 +109,7 @@ def deploy_domain(
     interval: timedelta | None = None,
     anchor: datetime | None = None,
     active: bool = False,
+    latency: timedelta | None = None,
     plans: Mapping[str, FlowPlan] = MappingProxyType(PLANS),
     client: SyncPrefectClient | None = None,
 ) -> list[str]:
@@ -111,9 +118,12 @@ def deploy_domain(
     Args:
         settings: Which Prefect server.
         domain: The domain.
-        interval: Wall time of one cycle; default: the feed's cadence. A replay at speed s passes cadence / s.
-        anchor: Wall time at which a cycle's frame can be there; default: full cadence steps plus the feed's latency.
-        active: Whether the schedules run.
+        interval: Wall time of one cycle; default: the feed's cadence, in a replay at speed s cadence / s.
+        anchor: Wall time at which a cycle's frame can be there; default: full cadence steps, in a replay those since
+            its start, plus the latency.
+        active: Whether the schedules run. Only then is the clock read, which starts a replay that the domain's file
+            declares.
+        latency: From a frame's time to its being there; default: what the domain's file says, else none.
         plans: Flow plans by name; default: Squall's flows.
         client: An open connection, where there is one.
 
@@ -126,12 +136,27 @@ def deploy_domain(
     if client is None:
         with prefect_client(settings) as opened:
             return deploy_domain(
-                settings, domain, interval=interval, anchor=anchor, active=active, plans=plans, client=opened
+                settings,
+                domain,
+                interval=interval,
+                anchor=anchor,
+                active=active,
+                latency=latency,
+                plans=plans,
+                client=opened,
             )
-    step = interval or domain.feed.cadence
-    start = anchor or EPOCH + (domain.clock.latency or timedelta(0))
+    due = _cycles(settings, domain, active, latency or domain.clock.latency or timedelta(0))
+    step, start = interval or due[0], anchor or due[1]
     _ensure_pool(client)
     return [_deploy(client, plan, domain.name, step, start, active) for plan in plans.values()]
+
+
+def _cycles(settings: Settings, domain: Domain, active: bool, latency: timedelta) -> tuple[timedelta, datetime]:
+    """Wall time of one cycle, and of one moment at which a cycle's frame can be there."""
+    clock = read_clock(domain, settings) if active else None
+    if clock is None or clock.replay_from is None:
+        return domain.feed.cadence, EPOCH + latency
+    return domain.feed.cadence / clock.speed, clock.wall(clock.replay_from + latency)
 
 
 def pause_domain(settings: Settings, domain: str) -> list[str]:

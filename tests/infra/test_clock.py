@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from infra.clock import Clock, read_clock, start_replay, stop_replay
+from infra.clock import Clock, read_clock, replaying, start_replay, stop_replay
 from infra.settings import ArchiveSettings, ClockSettings, Domain, FeedSettings, ProductSettings, Settings
 
 PAST = datetime(2016, 9, 28, 14, 45, tzinfo=UTC)
@@ -53,3 +53,12 @@ def test_a_domain_file_can_declare_a_replay(tmp_path: Path) -> None:
     first, second = read_clock(declared, settings), read_clock(declared, settings)
     assert first.started_at == second.started_at
     assert second.latency == timedelta(seconds=90)
+
+
+def test_replayed_domains_are_listed_until_their_replay_is_stopped(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, _env_file=None)
+    assert replaying(settings) == {}
+    started = start_replay(domain(), settings, PAST, PAST + timedelta(hours=1), 60.0)
+    assert replaying(settings) == {"here": started}
+    stop_replay(domain(), settings)
+    assert replaying(settings) == {}

@@ -21,8 +21,9 @@ from builders.probe_flows import trace_folder
 from builders.stack import eventually, flow_processes, flow_runs, pid_of, running_stack
 from infra import automations, deployments
 from infra.attachment import environment
+from infra.clock import replaying
 from infra.deployments import EPOCH, PLANS, FlowPlan, prefect_client
-from infra.settings import Domain, Settings, load_domain
+from infra.settings import ClockSettings, Domain, Settings, load_domain
 from infra.stack_state import StackState
 
 PROBES = {
@@ -60,6 +61,21 @@ def test_prefect_yaml_says_what_the_plans_say(tmp_path: Path) -> None:
         assert declared_schedule(entry) == planned_schedule(plan, domain)
         seen.add((flow, domain.name))
     assert seen == {(flow, domain) for flow in PLANS for domain in ("finland", "simulated")}
+
+
+def test_the_schedule_follows_a_replay_that_the_domains_file_declares(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, _env_file=None)
+    past = datetime(2016, 9, 28, 14, 45, tzinfo=UTC)
+    plain = named("declared", settings)
+    domain = plain.model_copy(update={"clock": ClockSettings(replay_from=past, speed=10.0)})
+    latency = timedelta(seconds=90)
+    assert deployments._cycles(settings, domain, False, latency) == (plain.feed.cadence, EPOCH + latency)
+    assert replaying(settings) == {}
+    step, start = deployments._cycles(settings, domain, True, latency)
+    started = replaying(settings)["declared"].started_at
+    assert started is not None
+    assert (step, start) == (plain.feed.cadence / 10, started + latency / 10)
+    assert deployments._cycles(settings, plain.model_copy(update={"name": "x"}), True, latency)[1] == EPOCH + latency
 
 
 def declared_schedule(entry: dict[str, Any]) -> tuple[timedelta, datetime] | None:
@@ -175,14 +191,14 @@ class TestRunning:
         code = (
             "from prefect.events import emit_event;"
             "emit_event('squall.skill.degraded', {'prefect.resource.id': 'squall.domain.fading'},"
-            " payload={'reason': 'CSI fell', 'evidence': 0.25})"
+            " payload={'reason': 'CSI fell'})"
         )
         home = Settings(home=settings.root, _env_file=None)
         subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment(home)}, check=True, timeout=60)
         folder = trace_folder(settings, "fading")
         trace = eventually(lambda: list(folder.glob("*.json")) if folder.exists() else None, 90, "a training")
         seen = json.loads(trace[0].read_text())
-        assert (seen["reason"], seen["evidence"]) == ("CSI fell", 0.25)
+        assert seen["reason"] == "CSI fell"
 
     def test_a_run_whose_worker_and_process_were_killed_is_crashed_by_the_automation(self, running: Running) -> None:
         """Last, because it has to wait for missing heartbeats: at least 75 s after the kill."""
