@@ -39,8 +39,9 @@ def nowcast(
     place = load_domain(domain, settings)
     clock = read_clock(place, settings)
     moment = parse_time(at)
-    if moment is None:
-        steps.await_newest(place, settings, clock, place.forecast.deadline / 2)
+    if moment is None and as_of is None:
+        patience = min(place.forecast.deadline, place.feed.cadence / clock.speed) / 2
+        steps.await_newest(place, settings, clock, patience)
     context = steps.read_context(place, settings, clock, moment, as_of)
     limit = parse_duration(deadline) if deadline else place.forecast.deadline
     try:

@@ -324,8 +324,20 @@ class Tracking:
         self._client.set_registered_model_tag(name, f"{EVENT_TAG}{at}", json.dumps(content))
 
     def history(self, name: str) -> list[RegistryEvent]:
-        """Who became champion when and why, oldest first."""
-        tags = self._client.get_registered_model(name).tags
+        """Who became champion when and why, oldest first.
+
+        Raises:
+            ModelMissing: no such model.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with _reachable(self.uri):
+            try:
+                tags = self._client.get_registered_model(name).tags
+            except MlflowException as error:
+                if error.error_code not in _NOT_FOUND:
+                    raise
+                raise ModelMissing(f"expected a registered model; got {name!r}") from error
         events = sorted((key.removeprefix(EVENT_TAG), text) for key, text in tags.items() if key.startswith(EVENT_TAG))
         return [RegistryEvent(at=datetime.strptime(at, EVENT_TIME), **json.loads(text)) for at, text in events]
 

@@ -13,7 +13,7 @@ from infra.revision import code_revision
 from infra.settings import Domain, Settings
 from infra.tracking import ModelMissing, ModelVersion, RunLog, Tracking
 from models.earthformer.presets import preset_config
-from tasks.cycle import open_archive
+from tasks.cycle import open_archive, tag_snapshot
 from tasks.rungs import RANK_TAG, find_named, registered_name
 from tasks.training.config import TrainConfig
 from tasks.training.data import TrainingData
@@ -127,7 +127,9 @@ def fit_model(
             log_provenance(log, config, samples, code_revision=revision, parent_model=parent_name)
         folder = settings.root / "training" / log.run_id
         result = train(config, samples, folder, log, resume=resume is not None)
-        tags = {"squall.archive_snapshot": data.info.archive_snapshot, "squall.code_revision": revision}
+        snapshot = data.info.archive_snapshot
+        tag_snapshot(domain, settings, f"train-{log.run_id}", snapshot)  # outlives the archive's own history
+        tags = {"squall.archive_snapshot": snapshot, "squall.code_revision": revision}
         version = register_checkpoint(tracking, name, result.checkpoint, log, tags)
         link = tracking.run_link(log)
     return Fitted(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from infra.objects import ObjectStore
 from infra.settings import Domain, Settings
@@ -118,7 +119,7 @@ def find_named(name: str, domain: Domain, settings: Settings) -> Champion:
         return find_champion(own, CHAMPION, settings)
     try:
         return find_champion(own, CHAMPION, settings)
-    except ModelMissing:
+    except (ModelMissing, TrackingUnavailable):  # away: what is remembered of the borrowed one may still do
         return find_champion(domain.forecast.model, CHAMPION, settings)
 
 
@@ -141,7 +142,7 @@ def find_champion(name: str, which: str, settings: Settings) -> Champion:
         raise
     rank = version.tags.get(RANK_TAG, "above")
     champion = Champion(name, str(version.version), version.run_id, rank, str(weights))
-    partial = memory.with_suffix(".part")
+    partial = memory.with_name(f"{memory.name}.{uuid4().hex}.part")
     partial.write_text(json.dumps(asdict(champion)))
     partial.replace(memory)
     return champion
@@ -182,8 +183,11 @@ def _missing(name: str, registered: str, error: Exception) -> Rung:
 def _measured(domain: Domain, settings: Settings) -> Callable[[str, str], float | None]:
     """Seconds that a model took in the newest product, where that product is its own."""
     store = ObjectStore(domain.product.url, settings.storage_options(domain.product.url))
-    latest = read_latest(store, domain.name)
-    report = read_report(store, latest.path) if latest else None
+    try:
+        latest = read_latest(store, domain.name)
+        report = read_report(store, latest.path) if latest else None
+    except (ValueError, FileNotFoundError):  # a damaged product must not keep the next one from coming
+        report = None
 
     def seconds(name: str, version: str) -> float | None:
         if report is None or (report.model.name, report.model.version) != (name, version):

@@ -34,7 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # A refusal is an answer, not an accident: asking again gives the same one.
-_ANSWERS = (ValueError, FrameRejected)
+_ANSWERS = (ValueError, LookupError, FrameRejected)
 
 
 def _accidental(step: object, run: object, state: State[Any]) -> bool:

@@ -156,7 +156,6 @@ def test_the_rank_of_the_last_known_champion_counts_too(domain: Domain, settings
     assert names(choose_rungs(poor, away(settings), context)) == first
 
 
-@pytest.mark.xfail(reason="find_named asks for the borrowed model only where the server answers", strict=True)
 def test_a_borrowed_champion_answers_too_while_the_tracking_server_is_away(
     domain: Domain, settings: Settings, context: Context
 ) -> None:
@@ -209,7 +208,6 @@ def test_artifacts_gone_from_the_store_cost_the_rung(
     assert [(skipped.rung, skipped.kind) for skipped in forecast.skipped] == [("earthformer", "TrackingUnavailable")]
 
 
-@pytest.mark.xfail(reason="_measured reads the newest product's report without a way out", strict=True)
 @pytest.mark.parametrize("left", [None, b'{"domain": "mea'])
 def test_a_damaged_newest_product_does_not_keep_the_next_nowcast_from_coming(
     domain: Domain, settings: Settings, context: Context, left: bytes | None
