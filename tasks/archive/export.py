@@ -7,6 +7,7 @@ With a `Credit` it keeps the MLCast community's specification for radar source d
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -130,6 +131,10 @@ def export_archive(
     _write_frames(stores, archive, times[present], first, snapshot)
     group = target.zarr_store(name, read_only=False)
     zarr.create_group(group, attributes={**_global_attrs(first, created or datetime.now(UTC), credit), **stamp})
+    with warnings.catch_warnings():
+        # xarray opens without consolidated metadata too, but warns; the Zarr v3 specification has yet to name it.
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+        zarr.consolidate_metadata(group)
     return export
 
 

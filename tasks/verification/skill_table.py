@@ -119,7 +119,7 @@ class SkillTable:
 
 def _curves(statistics: Statistics, units: str) -> Iterable[tuple[str, Sums]]:
     """Name and values by lead of every score."""
-    unit = {"mm h-1": "mm", "dBZ": "dBZ", "kg m-2": "kgm2"}.get(units, "")
+    unit = {"mm h-1": "mm", "dBZ": "dbz", "kg m-2": "kgm2"}.get(units, "")
     table, errors, fractions = statistics.contingency, statistics.errors, statistics.fractions
     for column, threshold in enumerate(table.thresholds):
         for score in ("csi", "pod", "far", "bias"):

@@ -214,7 +214,7 @@ def test_an_archive_before_its_first_ingest_is_one_line(
 def test_an_archive_is_exported_for_xarray_alone(home: Path, tmp_path: Path) -> None:
     result = run("archive", "export", "meadow", "--out", str(tmp_path / "meadow.zarr"))
     assert (result.exit_code, result.output.strip()) == (0, str(tmp_path / "meadow.zarr"))
-    assert xr.open_zarr(tmp_path / "meadow.zarr", consolidated=False).sizes["time"] >= 9
+    assert xr.open_zarr(tmp_path / "meadow.zarr").sizes["time"] >= 9
 
 
 def test_a_product_is_told_in_words_by_folder_or_by_domain(home: Path) -> None:
