@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     dask_address: str | None = None
     device: str = "auto"
     threads: int = 2
-    stack_database: Literal["sqlite", "postgres"] = "sqlite"
+    stack_database: Literal["auto", "sqlite", "postgres"] = "auto"
     active_domains: tuple[str, ...] = ()
     stack_ports: dict[str, int] = Field(default_factory=dict)
 

@@ -158,6 +158,7 @@ def _choose_ports(explicit: Mapping[str, int]) -> tuple[dict[str, int], list[str
 def _choose_database(settings: Settings) -> tuple[Literal["sqlite", "postgres"], list[str]]:
     if settings.stack_database == "sqlite":
         return "sqlite", []
+    # "auto" too: under a burst SQLite locks, and the scheduler with it, so PostgreSQL wherever it is installed.
     place = folder(settings) / "postgres"
     reason = postgres.obstacle(place)
     if reason is not None:
