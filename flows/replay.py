@@ -47,7 +47,8 @@ def replay(
     plans = {**PLANS, "nowcast": replace(PLANS["nowcast"], parameters=asked)}
     with ExitStack() as undo:
         undo.callback(stop_replay, place, settings)
-        clock = start_replay(place, settings, first, last, speed)
+        latency = cycle.latency(place, settings)
+    clock = start_replay(place, settings, first, last + latency, speed)  # until the last frame is there
         deploy_domain(settings, place, active=True, latency=cycle.latency(place, settings), plans=plans)
         undo.pop_all()
     print(
