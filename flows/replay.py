@@ -48,8 +48,8 @@ def replay(
     with ExitStack() as undo:
         undo.callback(stop_replay, place, settings)
         latency = cycle.latency(place, settings)
-    clock = start_replay(place, settings, first, last + latency, speed)  # until the last frame is there
-        deploy_domain(settings, place, active=True, latency=cycle.latency(place, settings), plans=plans)
+        clock = start_replay(place, settings, first, last + latency, speed)  # until the last frame is there
+        deploy_domain(settings, place, active=True, latency=latency, plans=plans)
         undo.pop_all()
     print(
         f"{domain}: {first:%Y-%m-%d %H:%M} to {last:%H:%M} UTC at speed {speed:g}, a cycle every "
