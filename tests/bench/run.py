@@ -19,7 +19,7 @@ BENCHES = ("ingest", "archive", "loader", "cycle")
 def _measure(name: str, quick: bool, folder: Path) -> object:
     """Rows of one bench, from a process of its own so that none warms the caches of the next."""
     script, out = Path(__file__).with_name(f"bench_{name}.py"), folder / f"{name}.json"
-    subprocess.run([sys.executable, str(script), str(out), *(["--quick"] if quick else [])], check=True, cwd=folder)
+    subprocess.run([sys.executable, str(script), str(out), *(["--quick"] if quick else [])], check=True)
     found = out if out.is_file() else next(out.glob("*.json"))
     return json.loads(found.read_text())
 
