@@ -10,18 +10,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 BENCHES = ("ingest", "archive", "loader", "cycle")
 
 
-def _measure(name: str, quick: bool, folder: Path) -> object:
+def _measure(name: str, quick: bool, folder: Path) -> Any:
     """Rows of one bench, from a process of its own so that none warms the caches of the next."""
     script, out = Path(__file__).with_name(f"bench_{name}.py"), folder / f"{name}.json"
     subprocess.run([sys.executable, str(script), str(out), *(["--quick"] if quick else [])], check=True)
-    found = out if out.is_file() else next(out.glob("*.json"))
-    return json.loads(found.read_text())
+    return json.loads(out.read_text())
 
 
 def main() -> None:
