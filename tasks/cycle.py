@@ -41,7 +41,8 @@ def open_archive(domain: Domain, settings: Settings) -> Archive:
 
 def open_source(domain: Domain, settings: Settings) -> Feed:
     """The domain's feed."""
-    storage = {**settings.storage_options(domain.feed.url), **domain.feed.storage}
+    # A feed that says how it is reached is somebody else's store: our endpoint and keys have no business there.
+    storage = dict(domain.feed.storage) or settings.storage_options(domain.feed.url)
     return open_feed(
         FeedSource(
             kind=domain.feed.kind,

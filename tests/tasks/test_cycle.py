@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builders.nowcasts import START, moving_rain, slot_time, small_domain, write_archive
 from infra.objects import ObjectStore
-from infra.settings import Settings
+from infra.settings import Settings, load_domain
 from tasks import cycle
 from tasks.claims import claim
 from tasks.verification.degradation import SkillVerdict
@@ -59,3 +59,12 @@ def test_a_snapshot_is_tagged_once(tmp_path: Path) -> None:
     for _ in range(2):
         cycle.tag_snapshot(domain, settings(tmp_path), "train-1", archive.snapshot())
     assert archive.repository.lookup_tag("train-1") == archive.snapshot()
+
+
+def test_a_feed_with_its_own_storage_is_never_asked_through_our_endpoint(tmp_path: Path) -> None:
+    stack = Settings(home=tmp_path, s3_endpoint="http://127.0.0.1:1", s3_key="ours", s3_secret="ours", _env_file=None)
+    domain = load_domain("conus", stack)
+    public = domain.feed.model_copy(update={"url": "s3://public-bucket/CONUS", "storage": {"anon": True}})
+    assert cycle.open_source(domain.model_copy(update={"feed": public}), stack).source.storage == {"anon": True}
+    own = domain.feed.model_copy(update={"url": "s3://squall/feeds/conus"})
+    assert cycle.open_source(domain.model_copy(update={"feed": own}), stack).source.storage["key"] == "ours"
