@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from typing import Any
 
@@ -16,6 +17,7 @@ from infra.objects import ObjectStore
 
 GROUP = "forecast.zarr"
 
+_WARNING_FILTERS = threading.Lock()  # Python 3.11 keeps one list of warning filters for all threads
 _TILE = 2048  # longest side of a chunk
 _EPOCH = "seconds since 1970-01-01T00:00:00"
 # An object that gets lost must read as "not forecast", so no array's fill is 0.
@@ -26,7 +28,7 @@ _FLOAT = {"_FillValue": np.float32(np.nan), "fill_value": np.float32(np.nan)}
 def encode_product(product: xr.Dataset) -> dict[str, bytes]:
     """Key below the product's folder -> bytes of every object of `forecast.zarr`; equal products give equal bytes."""
     store = MemoryStore()
-    with dask.config.set(scheduler="threads"), warnings.catch_warnings():
+    with _WARNING_FILTERS, dask.config.set(scheduler="threads"), warnings.catch_warnings():
         # Readers rely on consolidated metadata; the Zarr v3 specification has yet to name it.
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
         product.to_zarr(store, mode="w", zarr_format=3, consolidated=True, encoding=_encoding(product))
