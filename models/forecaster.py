@@ -14,7 +14,7 @@ from models.anchor import anchor_frames
 from models.baselines import ContextTooShort, check_context, check_request
 from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from models.configuration import Anchor, ForecasterConfig, build_network
-from models.tiling import run_tiled
+from models.tiling import Strip, Tiling, run_in_bands, tiles_at_once
 
 __all__ = [
     "Anchor",
@@ -74,20 +74,26 @@ class Forecaster(Protocol):
 class NetworkForecaster:
     """A deterministic network on any grid.
 
-    A grid larger than the trained one is cut into tiles that overlap by a quarter and blend; a smaller one is padded. A
-    context cell not observed takes its latest earlier value, else its next later one, else 0 in network space; the
-    forecast is NaN where the newest frame was not observed. All members are equal.
+    A grid larger than the trained one is cut into tiles that overlap by a quarter and blend; a smaller one is padded.
+    Beyond context and forecast, memory holds one row of tiles. A context cell not observed takes its latest earlier
+    value, else its next later one, else 0 in network space; the forecast is NaN where the newest frame was not
+    observed. All members are equal.
     """
 
     def __init__(
-        self, config: ForecasterConfig, network: nn.Module, *, device: str | torch.device = "cpu", batch: int = 16
+        self,
+        config: ForecasterConfig,
+        network: nn.Module,
+        *,
+        device: str | torch.device = "cpu",
+        batch: int | None = None,
     ) -> None:
         if config.architecture.input_shape[-1] != 1 or config.architecture.auxiliary_channels is not None:
             raise ValueError("expected a network of one channel without auxiliary inputs")
         self.config = config
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
-        self.batch = batch
+        self.batch = batch or tiles_at_once(config.patch, self.device)
 
     @property
     def family(self) -> str:
@@ -113,23 +119,25 @@ class NetworkForecaster:
         """
         check_context(context, self.t_in)
         check_request(lead_times, self.t_out, members)
-        frames = np.concatenate([context, anchor_frames(self.config, context)]).astype(np.float32, copy=False)
-        u = self.config.transform.forward(torch.from_numpy(frames).to(self.device))
-        observed = ~torch.isnan(u[self.t_in - 1])
+        anchor = anchor_frames(self.config, context)
+        size = (context.shape[1], context.shape[2])
+        overlap = min(self.config.patch) // 4
+        tiling = Tiling(size, self.config.patch, overlap, halo=overlap // 4)
+        field = np.empty((lead_times, *size), np.float32)
+
+        def read(rows: slice) -> Strip:
+            return self._encode(np.concatenate([context[:, rows], anchor[:, rows]]))
+
         with torch.inference_mode():
-            out = run_tiled(
-                self.network,
-                fill_gaps(u),
-                self.config.patch,
-                frames_out=self.t_out,
-                overlap=min(self.config.patch) // 4,
-                batch=self.batch,
-                wanted=observed,
-            )[:lead_times]
-            physical = self.config.transform.inverse(out)
-            physical = torch.where(observed, physical, torch.nan)
-        field = physical.float().cpu().numpy()
-        return np.repeat(field[None], members, axis=0)
+            for rows, out in run_in_bands(self.network, read, tiling, frames_out=self.t_out, batch=self.batch):
+                field[:, rows] = self.config.transform.inverse(out[:lead_times]).float().cpu().numpy()
+        np.copyto(field, np.float32(np.nan), where=np.isnan(context[-1]))
+        return np.repeat(field[None], members, axis=0) if members > 1 else field[None]
+
+    def _encode(self, frames: Fields) -> Strip:
+        """frames (frames_in, rows, x), physical units → network space without gaps; wanted: the newest is observed."""
+        u = self.config.transform.forward(torch.from_numpy(frames.astype(np.float32, copy=False)).to(self.device))
+        return Strip(fill_gaps(u), ~torch.isnan(u[self.t_in - 1]))
 
 
 def fill_gaps(u: Tensor) -> Tensor:
