@@ -1,0 +1,74 @@
+"""The frame autoencoder (Rombach et al. 2022, arXiv:2112.10752): each frame on its own to a latent and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.earthformer.layers import from_frames, to_frames
+from models.prediff.config import AutoencoderConfig
+
+_LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class FrameAutoencoder(nn.Module):
+    """diffusers' AutoencoderKL (measured identical to the published one) behind tensors only; no scaling factor.
+
+    `plain_attention` forms attention scores explicitly instead of by scaled_dot_product_attention.
+    """
+
+    def __init__(self, config: AutoencoderConfig, *, plain_attention: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.network = _build(config)
+        if plain_attention:
+            from diffusers.models.attention_processor import AttnProcessor
+
+            self.network.set_attn_processor(AttnProcessor())
+
+    def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (N, C, H, W) → mean and log-variance of the posterior, each (N, c, h, w)."""
+        # Contiguous: torch 2.13.0's CPU backward of GroupNorm segfaults on channels-last inputs without grad.
+        moments = self.network.quant_conv(self.network.encoder(frames.contiguous()))
+        mean, logvar = moments.chunk(2, dim=1)
+        return mean, logvar.clamp(*_LOGVAR_RANGE)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent (N, c, h, w) → frames (N, C, H, W), not clamped."""
+        frames: Tensor = self.network.decoder(self.network.post_quant_conv(latent.contiguous()))
+        return frames
+
+    def encode_sequence(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (B, T, H, W, C) → mean and log-variance, each (B, T, h, w, c)."""
+        mean, logvar = self.encode(to_frames(frames))
+        return from_frames(mean, len(frames)), from_frames(logvar, len(frames))
+
+    def decode_sequence(self, latents: Tensor) -> Tensor:
+        """Latents (B, T, h, w, c) → frames (B, T, H, W, C), not clamped."""
+        return from_frames(self.decode(to_frames(latents)), len(latents))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the decoder's last convolution: the adversarial loss is balanced by its gradient."""
+        weight: nn.Parameter = self.network.decoder.conv_out.weight
+        return weight
+
+    def forward(self, frames: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames (N, C, H, W) → decoded mean + exp(logvar/2)·noise (without noise the mean), mean, log-variance."""
+        mean, logvar = self.encode(frames)
+        latent = mean if noise is None else mean + torch.exp(0.5 * logvar) * noise
+        return self.decode(latent), mean, logvar
+
+
+def _build(config: AutoencoderConfig) -> Any:
+    with torch.device("cpu"):  # importing makes tensors, also while a network is being built on "meta"
+        from diffusers import AutoencoderKL
+    levels = len(config.block_out_channels)
+    return AutoencoderKL(
+        **config.model_dump(exclude={"family"}),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        scaling_factor=1.0,
+    )

@@ -1,0 +1,111 @@
+"""PreDiff presets: the published networks, and small ones for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from models.prediff.config import AutoencoderConfig, PreDiffArchitecture
+from models.prediff.published import build
+
+_NO_DROPOUT: dict[str, Any] = {"attn_drop": 0.0, "proj_drop": 0.0, "ffn_drop": 0.0}
+
+
+@dataclass(frozen=True)
+class PreDiffPreset:
+    """One named PreDiff: its networks and the data they are meant for."""
+
+    architecture: PreDiffArchitecture
+    quantity: str = "rainfall_rate"
+    cadence_s: int = 300
+    cell_size_m: float = 1000.0
+
+
+_PRESETS: dict[str, PreDiffPreset] = {
+    "prediff/sevir-lr": PreDiffPreset(
+        PreDiffArchitecture.sized(7, 6, (128, 128), AutoencoderConfig(), {}, {}),
+        "vil",
+        cadence_s=600,
+        cell_size_m=3000.0,
+    ),
+    "prediff/small-64": PreDiffPreset(
+        PreDiffArchitecture.sized(
+            7,
+            12,
+            (64, 64),
+            AutoencoderConfig(
+                block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=4, norm_num_groups=8
+            ),
+            {**_NO_DROPOUT, "base_units": 48, "depth": (1, 1)},
+            {**_NO_DROPOUT, "base_units": 32, "depth": (1, 1)},
+        )
+    ),
+    "prediff/tiny": PreDiffPreset(
+        PreDiffArchitecture.sized(
+            4,
+            3,
+            (16, 16),
+            AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4),
+            {**_NO_DROPOUT, "base_units": 16, "depth": (1, 1), "num_heads": 2},
+            {**_NO_DROPOUT, "base_units": 16, "depth": (1, 1), "num_heads": 2},
+        )
+    ),
+}
+
+
+def preset_names() -> tuple[str, ...]:
+    """Every preset, `prediff/preset`."""
+    return tuple(_PRESETS)
+
+
+def preset(name: str) -> PreDiffPreset:
+    """The preset called `name`, with or without "prediff/".
+
+    Raises:
+        ValueError: no such preset.
+    """
+    full = name if "/" in name else f"prediff/{name}"
+    if full not in _PRESETS:
+        raise ValueError(f"expected a preset of {', '.join(_PRESETS)}; got {name!r}")
+    return _PRESETS[full]
+
+
+class NetworkSummary(NamedTuple):
+    """One network of a preset; `gmac`: 10⁹ multiply-adds of one evaluation, of one frame for encode and decode."""
+
+    preset: str
+    network: str
+    parameters: int
+    gmac: float
+
+
+def summarise(name: str) -> list[NetworkSummary]:
+    """Size of each network of preset `name`, counted by torch on networks without storage."""
+    parts = preset(name).architecture
+    with torch.device("meta"):
+        autoencoder, denoiser, alignment = (build(c) for c in (parts.autoencoder, parts.denoiser, parts.alignment))
+        frame = torch.empty(1, parts.autoencoder.in_channels, *parts.patch)
+        latent, context = torch.empty(1, *parts.latent_shape), torch.empty(1, *parts.denoiser.input_shape)
+        step = torch.zeros(1, dtype=torch.long)
+        small = latent[:, 0].permute(0, 3, 1, 2)
+        return [
+            NetworkSummary(name, "encode", _parameters(autoencoder), _gmac(autoencoder.encode, frame)),
+            NetworkSummary(name, "decode", _parameters(autoencoder), _gmac(autoencoder.decode, small)),
+            NetworkSummary(name, "denoiser", _parameters(denoiser), _gmac(denoiser, latent, step, context)),
+            NetworkSummary(name, "alignment", _parameters(alignment), _gmac(alignment, latent, step)),
+        ]
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _gmac(evaluate: Any, *inputs: torch.Tensor) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        evaluate(*inputs)
+    return float(counter.get_total_flops()) / 2e9
