@@ -44,8 +44,15 @@ def loaders() -> tuple[GoldenLoader, ...]:
     from tasks.golden.earthformer import ModuleLoader
     from tasks.golden.full import FullModelLoader, PatternTableLoader
     from tasks.golden.metrics import MetricLoader
+    from tasks.golden.prediff_metrics import EnsembleMetricLoader
 
-    return ModuleLoader(), FullModelLoader(), PatternTableLoader(), MetricLoader()
+    return (
+        ModuleLoader(),
+        FullModelLoader(),
+        PatternTableLoader(),
+        MetricLoader(),
+        EnsembleMetricLoader(),
+    )
 
 
 def run_golden(

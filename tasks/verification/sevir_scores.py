@@ -97,8 +97,11 @@ def _scores(counts: Contingency, eps: float) -> SevirSkill:
 
 
 def _frames(batch: Float32) -> Float32:
-    """(sample, lead, y, x, channel) in 0..1 as (sample, lead, channel, y, x) in 0..255."""
-    return np.moveaxis(batch.astype(np.float32) * np.float32(SCALE), -1, 2)
+    """(sample, lead, y, x, channel) in 0..1 as (sample, lead, channel, y, x) in 0..255.
+
+    Divided by the scale as published: multiplied by 255, float32(219 / 255) would reach 219 and here it does not.
+    """
+    return np.moveaxis(batch.astype(np.float32) / np.float32(1 / SCALE), -1, 2)
 
 
 def _block_maximum(frames: Float32, pool: int) -> npt.NDArray[Any]:
