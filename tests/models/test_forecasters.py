@@ -11,6 +11,7 @@ import torch
 from builders.networks import flow_anchored_config, rain_context, small_config, tiny_config
 from models.baselines.extrapolation import Extrapolation
 from models.baselines.persistence import Persistence
+from models.baselines.steps import Steps
 from models.configuration import ForecasterConfig, build_network
 from models.forecaster import ContextTooShort, Forecaster, NetworkForecaster, fill_gaps
 
@@ -28,6 +29,7 @@ def network_forecaster(config: ForecasterConfig) -> NetworkForecaster:
 FORECASTERS: dict[str, Callable[[], Forecaster]] = {
     "persistence": Persistence,
     "extrapolation": Extrapolation,
+    "steps": Steps,
     "earthformer": lambda: network_forecaster(small_config()),
     "earthformer anchored": lambda: network_forecaster(small_config(anchor="persistence")),
     "earthformer anchored to extrapolation": lambda: network_forecaster(flow_anchored_config()),
