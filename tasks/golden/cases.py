@@ -44,7 +44,9 @@ def loaders() -> tuple[GoldenLoader, ...]:
     from tasks.golden.earthformer import ModuleLoader
     from tasks.golden.full import FullModelLoader, PatternTableLoader
     from tasks.golden.metrics import MetricLoader
+    from tasks.golden.prediff_full import FullNetworkLoader
     from tasks.golden.prediff_metrics import EnsembleMetricLoader
+    from tasks.golden.prediff_networks import NetworkLoader
 
     return (
         ModuleLoader(),
@@ -52,6 +54,8 @@ def loaders() -> tuple[GoldenLoader, ...]:
         PatternTableLoader(),
         MetricLoader(),
         EnsembleMetricLoader(),
+        NetworkLoader(),
+        FullNetworkLoader(),
     )
 
 
