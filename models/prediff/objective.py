@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.prediff.schedule import DiffusionSchedule, NoisePath, StraightPath, mix, spread
 
 ObjectiveKind = Literal["noise", "velocity", "flow"]
-# Noisy latent (B, T, h, w, C), step (B,), context latent (B, T_in, h, w, C) → the network's answer, shaped as the latent.
+# Noisy latent (B, T, h, w, C), step (B,), context latent (B, T_in, h, w, C) → the answer, shaped as the latent.
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -87,7 +87,7 @@ class DiffusionObjective(nn.Module):
         self.log_variance = nn.Parameter(torch.zeros(self.path.steps), requires_grad=learn_log_variance)
 
     def draw_steps(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Steps (batch,) int64, uniform over the T, on the objective's device; from a CPU generator the same everywhere."""
+        """Steps (batch,) int64, uniform over the T; drawn on the CPU, returned on the objective's device."""
         return torch.randint(self.path.steps, (batch,), generator=generator).to(self.log_variance.device)
 
     def target(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class DiffusionObjective(nn.Module):
         return spread(alpha, z0) * noise - spread(sigma, z0) * z0
 
     def interpret(self, answer: Tensor, z_t: Tensor, t: Tensor) -> Prediction:
-        """Estimates of data and noise from the network's answer at z_t (B, ...), t (B,); computed in float32 or finer."""
+        """Estimates of data and noise from the network's answer at z_t (B, ...), t (B,); in float32 or finer."""
         z, answer = (x if x.dtype == torch.float64 else x.float() for x in (z_t, answer))
         alpha, sigma = (spread(values, z) for values in self.path.coefficients(t))
         if self.kind == "noise":

@@ -28,7 +28,7 @@ class NoisePath(Protocol):
 
 
 class DiffusionSchedule:
-    """Variance-preserving diffusion: alpha^2 + sigma^2 = 1, square roots of beta spaced evenly; vectors (T,) in float64."""
+    """Variance-preserving diffusion: alpha^2 + sigma^2 = 1, square roots of beta spaced evenly; (T,) in float64."""
 
     def __init__(self, steps: int = 1000, first: float = 1e-4, last: float = 2e-2) -> None:
         if steps < 1 or not 0.0 < first <= last < 1.0:
@@ -65,7 +65,7 @@ class DiffusionSchedule:
 
     @cached_property
     def bound_weights(self) -> Tensor:
-        """Weights that turn squared noise errors into the variational bound; t = 0, where it diverges, takes that of 1."""
+        """Weights that turn squared noise errors into the variational bound; at t = 0, where it diverges, as at 1."""
         steady = self.posterior_variance.clone()
         steady[0] = steady[1] if self.steps > 1 else self.betas[0]
         weights = self.betas.square() / (2.0 * steady * (1.0 - self.betas) * (1.0 - self.alphas_cumprod))
