@@ -1,16 +1,9 @@
-"""MLflow behind one door: runs with parameters, metrics and figures, and the registry of models with their aliases.
-
-A registered version holds config.json + model.safetensors behind a pyfunc model from code. `champion` is what nowcasts
-use, `challenger` what waits for a verdict, `previous` what a rollback returns to; every change of an alias is recorded
-as an event on the registered model.
-"""
+"""MLflow behind one door: runs with parameters, metrics and figures, and (`infra.model_registry`) the models."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+from infra.model_registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry
 from infra.registry import ModelMissing, ModelVersion, RegistryEvent, TensorSignature, TrackingUnavailable
 
 if TYPE_CHECKING:
@@ -37,10 +31,7 @@ __all__ = [
     "TrackingUnavailable",
 ]
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _ANSWER_WITHIN = 5.0
-_NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-EVENT_TAG, EVENT_TIME = "squall.event.", "%Y-%m-%dT%H.%M.%S.%f%z"  # MLflow allows no + in a tag's name
 
 
 class RunLog:
@@ -81,7 +72,7 @@ class RunLog:
         self._client.log_artifact(self.run_id, str(path), folder)
 
 
-class Tracking:
+class Tracking(ModelRegistry):
     """An MLflow tracking server and registry, or a SQLite file with artifacts beside it."""
 
     def __init__(self, uri: str) -> None:
@@ -100,8 +91,7 @@ class Tracking:
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         else:
             _require_answer(uri)
-        self.uri = uri
-        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        super().__init__(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
 
     def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -121,11 +111,13 @@ class Tracking:
         return str(Path(self.uri.removeprefix("sqlite:///")).resolve().parent / "mlflow-artifacts")
 
     @contextmanager
-    def run(self, experiment: str, name: str, run_id: str | None = None) -> Iterator[RunLog]:
-        """A run of `experiment`, new or (by id) continued; FAILED when the block raises, FINISHED otherwise."""
+    def run(
+        self, experiment: str, name: str, run_id: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> Iterator[RunLog]:
+        """A run of `experiment`, new (with `tags`) or by id continued; FAILED when the block raises, else FINISHED."""
         experiment_id = self._experiment(experiment)
         if run_id is None:
-            run_id = self._client.create_run(experiment_id, run_name=name).info.run_id
+            run_id = self._client.create_run(experiment_id, run_name=name, tags=dict(tags or {})).info.run_id
         else:
             self._client.update_run(run_id, status="RUNNING")
         try:
@@ -137,9 +129,14 @@ class Tracking:
 
     def find_run(self, experiment: str, name: str) -> str | None:
         """Id of the newest run of that name in `experiment`; None where there is none."""
-        found = self._client.search_runs(
-            [self._experiment(experiment)], f"attributes.run_name = '{name}'", max_results=1
-        )
+        return self._newest(experiment, f"attributes.run_name = '{name}'")
+
+    def find_tagged(self, experiment: str, tag: str, value: str) -> str | None:
+        """Id of the newest run in `experiment` whose `tag` has this value; None where there is none."""
+        return self._newest(experiment, f"tags.`{tag}` = '{value}'")
+
+    def _newest(self, experiment: str, condition: str) -> str | None:
+        found = self._client.search_runs([self._experiment(experiment)], condition, max_results=1)
         return str(found[0].info.run_id) if found else None
 
     def run_link(self, log: RunLog) -> str:
@@ -147,210 +144,6 @@ class Tracking:
         if not self.uri.startswith("http"):
             return self.uri
         return f"{self.uri}/#/experiments/{log.experiment_id}/runs/{log.run_id}"
-
-    def register(
-        self,
-        name: str,
-        folder: Path,
-        *,
-        run_id: str,
-        signature: TensorSignature,
-        tags: Mapping[str, str] | None = None,
-    ) -> ModelVersion:
-        """Register the checkpoint folder (config.json + model.safetensors) as a new version of `name`.
-
-        Args:
-            name: `<domain>-<model>`.
-            folder: Checkpoint.
-            run_id: Run the version belongs to.
-            signature: Shapes of input and output.
-            tags: Tags of the version.
-        """
-        mlflow = _pyfunc()
-        from mlflow.models import ModelSignature
-        from mlflow.types import ParamSchema, ParamSpec, Schema
-
-        declared = ModelSignature(
-            inputs=Schema([_tensor_spec(signature.inputs)]),
-            outputs=Schema([_tensor_spec(signature.outputs)]),
-            params=ParamSchema([ParamSpec("members", "long", 1), ParamSpec("seed", "long", 0)]),
-        )
-        with self._fluent(), _known_warnings(), mlflow.start_run(run_id=run_id):
-            logged = mlflow.pyfunc.log_model(
-                name=name,
-                python_model=str(Path(__file__).with_name("served_forecaster.py")),
-                artifacts={"checkpoint": str(folder)},
-                signature=declared,
-                pip_requirements=["torch", "numpy", "safetensors", "pydantic"],
-            )
-            self._require_model(name)
-            created = self._client.create_model_version(
-                name, source=logged.model_uri, run_id=run_id, tags=dict(tags or {}), model_id=logged.model_id
-            )
-        return self.version(name, created.version)
-
-    def _require_model(self, name: str) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self._client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-
-    @contextmanager
-    def _fluent(self) -> Iterator[None]:
-        # log_model has no client form: it reads the process-wide address.
-        import mlflow
-
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(self.uri)  # the registry's follows it
-        try:
-            yield
-        finally:
-            mlflow.set_tracking_uri(before)
-
-    def version(self, name: str, which: str | int) -> ModelVersion:
-        """The version of `name` with the alias or number `which`.
-
-        Raises:
-            ModelMissing: no such model, alias or version.
-        """
-        from mlflow.exceptions import MlflowException
-
-        with _reachable(self.uri):
-            try:
-                number = int(which) if str(which).isdigit() else self._alias(name, str(which))
-                found = self._client.get_model_version(name, str(number))
-            except MlflowException as error:
-                if error.error_code not in _NOT_FOUND:
-                    raise
-                raise ModelMissing(f"expected a registered model {name}@{which} at {self.uri}; found none") from error
-            return self._describe(found)
-
-    def _alias(self, name: str, alias: str) -> int:
-        return int(self._client.get_model_version_by_alias(name, alias).version)
-
-    def _describe(self, found: Any) -> ModelVersion:
-        aliases = self._client.get_registered_model(found.name).aliases  # a searched version does not list its own
-        mine = tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(found.version)))
-        created = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
-        return ModelVersion(found.name, int(found.version), found.run_id or None, mine, dict(found.tags), created)
-
-    def find(self, name: str, which: str | int) -> ModelVersion | None:
-        """As `version`, None where there is none."""
-        try:
-            return self.version(name, which)
-        except ModelMissing:
-            return None
-
-    def models(self) -> list[str]:
-        """Names of all registered models."""
-        return sorted(model.name for model in self._client.search_registered_models(max_results=1000))
-
-    def versions(self, name: str) -> list[ModelVersion]:
-        """All versions of a model, oldest first."""
-        found = self._client.search_model_versions(f"name='{name}'", max_results=1000)
-        return sorted((self._describe(version) for version in found), key=lambda version: version.version)
-
-    def download(self, name: str, which: str | int, into: Path) -> Path:
-        """Fetch a version's checkpoint; the folder, under `into`, holds config.json and model.safetensors.
-
-        Raises:
-            ModelMissing: no such model, alias or version.
-        """
-        mlflow = _pyfunc()
-        version = self.version(name, which)
-        folder = into / name / str(version.version)
-        if not (folder / "model.safetensors").exists():
-            with _reachable(self.uri), self._fluent():
-                uri = f"models:/{name}/{version.version}"
-                fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=self.uri))
-                (found,) = fetched.glob("artifacts/*/model.safetensors")
-            _copy_atomically(found.parent, folder)
-        return folder
-
-    def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
-        """Set tags of one registered version."""
-        for key, value in tags.items():
-            self._client.set_model_version_tag(name, str(version), key, value)
-
-    def challenge(self, name: str, version: int) -> None:
-        """Give `version` the alias challenger."""
-        self._client.set_registered_model_alias(name, CHALLENGER, str(version))
-
-    def promote(self, name: str, version: int, reason: str) -> None:
-        """Make `version` champion and the champion before it `previous`; repeating it changes nothing.
-
-        Raises:
-            ModelMissing: no such version.
-        """
-        self._crown(name, self.version(name, version), "promoted", reason)
-
-    def refuse(self, name: str, version: int, reason: str) -> None:
-        """Record that `version` was not promoted, and why; it stays registered without an alias."""
-        self._drop_challenger(name, version)
-        champion = self.find(name, CHAMPION)
-        self._record(name, "refused", version, champion.version if champion else None, reason)
-
-    def rollback(self, name: str, reason: str) -> ModelVersion:
-        """Return to the previous champion.
-
-        Raises:
-            ModelMissing: there is no previous champion.
-        """
-        target = self.version(name, PREVIOUS)
-        self._crown(name, target, "rolled-back", reason)
-        return self.version(name, CHAMPION)
-
-    def _crown(self, name: str, target: ModelVersion, event: str, reason: str) -> None:
-        champion = self.find(name, CHAMPION)
-        if champion is not None and champion.version == target.version:
-            return
-        if champion is not None:
-            self._client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
-        self._client.set_registered_model_alias(name, CHAMPION, str(target.version))
-        self._drop_challenger(name, target.version)
-        self._record(name, event, target.version, champion.version if champion else None, reason)
-
-    def _drop_challenger(self, name: str, version: int) -> None:
-        challenger = self.find(name, CHALLENGER)
-        if challenger is not None and challenger.version == version:
-            self._client.delete_registered_model_alias(name, CHALLENGER)
-
-    def _record(self, name: str, event: str, version: int, replaced: int | None, reason: str) -> None:
-        at = datetime.now(UTC).strftime(EVENT_TIME).replace("+0000", "Z")
-        content = {"event": event, "version": version, "replaced": replaced, "reason": reason}
-        self._client.set_registered_model_tag(name, f"{EVENT_TAG}{at}", json.dumps(content))
-
-    def history(self, name: str) -> list[RegistryEvent]:
-        """Who became champion when and why, oldest first.
-
-        Raises:
-            ModelMissing: no such model.
-        """
-        from mlflow.exceptions import MlflowException
-
-        with _reachable(self.uri):
-            try:
-                tags = self._client.get_registered_model(name).tags
-            except MlflowException as error:
-                if error.error_code not in _NOT_FOUND:
-                    raise
-                raise ModelMissing(f"expected a registered model; got {name!r}") from error
-        events = sorted((key.removeprefix(EVENT_TAG), text) for key, text in tags.items() if key.startswith(EVENT_TAG))
-        return [RegistryEvent(at=datetime.strptime(at, EVENT_TIME), **json.loads(text)) for at, text in events]
-
-
-@contextmanager
-def _reachable(uri: str) -> Iterator[None]:
-    """What MLflow cannot answer or deliver, whatever its reason, is one error that a caller can act on."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        raise TrackingUnavailable(f"{uri}: {error}") from error
 
 
 def _require_answer(uri: str) -> None:
@@ -361,41 +154,3 @@ def _require_answer(uri: str) -> None:
         pass
     except OSError as error:
         raise TrackingUnavailable(f"expected an MLflow server at {uri}; {error}") from error
-
-
-@contextmanager
-def _known_warnings() -> Iterator[None]:
-    # MLflow warns about a type hint of its own on import, and about a missing example although a signature is given.
-    with warnings.catch_warnings():
-        for message in (".*Any type hint is inferred", ".*An input example was not provided"):
-            warnings.filterwarnings("ignore", message=message, category=UserWarning)
-        yield
-
-
-def _pyfunc() -> Any:
-    with _known_warnings():
-        import mlflow
-        import mlflow.pyfunc
-    return mlflow
-
-
-def _tensor_spec(shape: tuple[int, ...]) -> Any:
-    import numpy as np
-    from mlflow.types import TensorSpec
-
-    return TensorSpec(np.dtype(np.float32), shape)
-
-
-def _copy_atomically(source: Path, target: Path) -> None:
-    import shutil
-    from uuid import uuid4
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{uuid4().hex[:8]}.part")
-    shutil.copytree(source, partial)
-    try:
-        partial.rename(target)
-    except OSError:  # another process fetched the same version
-        shutil.rmtree(partial)
-        if not target.exists():
-            raise
