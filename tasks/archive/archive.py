@@ -24,6 +24,7 @@ from infra.repository import (
 )
 from tasks.archive.chunks import ArchiveDamaged, put_chunks
 from tasks.archive.epochs import (
+    DAY,
     FILLED,
     ArchiveSpec,
     Epoch,
@@ -33,12 +34,12 @@ from tasks.archive.epochs import (
     overlapping,
     read_epochs,
 )
-from tasks.archive.layout import lay_out, lengthen
+from tasks.archive.layout import SLOT_ARRAYS, lay_out, lengthen
 from tasks.archive.packing import PackedFrame, PackingError, pack_frame
 from tasks.archive.reading import extreme_filled, read_slots
 from tasks.archive.rejections import Rejection, lay_out_log, read_log
 from tasks.archive.retention import ArchiveInfo, Expiry, SnapshotInfo, describe, expire, history
-from tasks.archive.slot_table import SlotTable, texts
+from tasks.archive.slot_table import Held, SlotTable, texts
 from tasks.archive.slots import Times, as_datetime, as_times
 from tasks.archive.staging import Arrival, Received, Staging, WriteReport
 
@@ -77,6 +78,7 @@ class Archive:
         self.repository = repository
         self._epochs: tuple[Epoch, ...] = ()
         self._seen = ""  # the snapshot they were read from
+        self._rows: tuple[str, Mapping[str, Held]] = ("", {})  # slot rows of a snapshot: a cycle reads them once
         if not self.epochs():
             raise ArchiveMissing(f"expected an archive at {url}; its repository has not been laid out")
 
@@ -131,11 +133,12 @@ class Archive:
     def write(self, received: Sequence[Received], rejections: Sequence[Rejection] = ()) -> WriteReport:
         """Put frames into their slots and log rejections, in one commit; repeating it changes nothing."""
         arrivals, refused = self._packed(received)
-        outcomes = []
+        stagings: list[tuple[str, Staging]] = []
 
         def work(session: ic.Session) -> Staged:
-            outcome = Staging(session.store, self._read_epochs(session)).run(arrivals, [*rejections, *refused])
-            outcomes.append(outcome)
+            staging = Staging(session.store, self._read_epochs(session), self._held(session))
+            outcome = staging.run(arrivals, [*rejections, *refused])
+            stagings.append((session.snapshot_id, staging))
             if not outcome.changed:
                 return Staged(None, {})
             slots = [time.isoformat() for time in outcome.written]
@@ -145,9 +148,10 @@ class Archive:
             return Staged(message, {"feed": self.spec.feed, "slots": named, "written": len(slots), **counts})
 
         snapshot = commit(self.repository, self.url, work) if arrivals or rejections or refused else None
-        if not outcomes:
+        if not stagings:
             return WriteReport(None, 0, 0, 0, 0, (), ())
-        done = outcomes[-1]
+        self._remember(snapshot, *stagings[-1])
+        done = stagings[-1][1].outcome
         return WriteReport(
             snapshot,
             len(done.written),
@@ -157,6 +161,19 @@ class Archive:
             tuple(done.rejected),
             tuple(done.written),
         )
+
+    def _remember(self, snapshot: str | None, base: str, staging: Staging) -> None:
+        """What was staged is what a commit on its own base holds; after a rebase it is read again."""
+        if snapshot is not None and self.repository.lookup_snapshot(snapshot).parent_id == base:
+            self._epochs, self._seen = staging.epochs, snapshot
+            self._rows = (snapshot, staging.held())
+
+    def _held(self, session: ic.Session) -> Mapping[str, Held]:
+        snapshot, rows = self._rows
+        return rows if snapshot == session.snapshot_id else {}
+
+    def _table(self, session: ic.Session, epoch: Epoch) -> SlotTable:
+        return SlotTable(session.store, epoch, self._held(session).get(epoch.name))
 
     def _packed(self, received: Sequence[Received]) -> tuple[list[Arrival], list[Rejection]]:
         arrivals, refused = [], []
@@ -178,12 +195,18 @@ class Archive:
         """
         session = session_at(self.repository, None)
         found: set[tuple[str, str]] = set()
+        held: dict[str, Held] = {}
         reach = self.spec.cadence
         for epoch, first, stop in overlapping(self._read_epochs(session), start - reach, end + reach):
-            rows = SlotTable(session.store, epoch).columns(["status", "source_key", "etag"], first, stop)
+            table = self._table(session, epoch)
+            if stop - first <= DAY:  # a cycle: what the write will look at comes in the same round trip
+                table.load(SLOT_ARRAYS, [slot for slot in (first, stop - 1) if 0 <= slot < epoch.length])
+                held[epoch.name] = table.held()
+            rows = table.columns(["status", "source_key", "etag"], first, stop)
             filled = np.isin(rows["status"], FILLED)
             if filled.any():
                 found.update(zip(texts(rows["source_key"][filled]), texts(rows["etag"][filled]), strict=True))
+        self._rows = (session.snapshot_id, held)
         day = timedelta(days=1)
         for item in read_log(session.store, start - day, end + day):
             come = item.reason == "future" and item.time is not None and newest is not None and item.time <= newest
@@ -219,7 +242,7 @@ class Archive:
         session = session_at(self.repository, as_of)
         status, times = [np.empty(0, np.uint8)], [np.empty(0, np.int64)]
         for epoch, first, stop in overlapping(self._read_epochs(session), start, end):
-            rows = SlotTable(session.store, epoch).columns(["status"], first, stop)
+            rows = self._table(session, epoch).columns(["status"], first, stop)
             status.append(rows["status"].astype(np.uint8))
             times.append(epoch.spec.slots.seconds(first, stop))
         return np.concatenate(status), as_times(np.concatenate(times))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -42,7 +43,7 @@ class IngestReport:
         snapshot: The archive's newest snapshot; None while there is no archive.
         first: Oldest slot written.
         last: Newest slot written.
-        seconds: Wall time by stage: list, receive (waiting for decoded frames), write, mark.
+        seconds: Wall time by stage: list (and open the archive), receive (waiting for decoded frames), write, mark.
     """
 
     found: int = 0
@@ -109,7 +110,7 @@ class _Ingest:
         self._seconds: Counter[str] = Counter()
         self._reports: list[WriteReport] = []
         self._failures: dict[str, OSError] = {}
-        self._archive = self._open()
+        self._archive: Archive | None = None
 
     @property
     def _newest(self) -> datetime:
@@ -117,9 +118,11 @@ class _Ingest:
 
     def run(self, start: datetime, end: datetime, parallel: Map, batch: int) -> IngestReport:
         """Everything, in order."""
-        with self._stage("list"):
-            items = [item for item in self._feed.list(start, end) if self._visible(item)]
+        with self._stage("list"), ThreadPoolExecutor(1, thread_name_prefix="list") as beside:
+            listed = beside.submit(self._feed.list, start, end)
+            self._archive = self._open()
             known = self._known(start, end)
+            items = [item for item in listed.result() if self._visible(item)]
             wanted = [item for item in items if (item.key, item.etag) not in known]
         packing = self._packing()
         jobs = [Job(self._feed, item, packing, self._domain.region, self._newest) for item in wanted]

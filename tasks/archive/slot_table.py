@@ -14,6 +14,9 @@ from tasks.archive.layout import SLOT_ARRAYS
 from tasks.archive.packing import compress, decompress
 
 Row = NDArray[np.generic]
+Place = tuple[str, int]
+Held = Mapping[Place, Row]
+"""Chunks of slot arrays by array and number, as they are in one snapshot."""
 
 
 def padded(text: str, width: int) -> NDArray[np.uint8]:
@@ -48,11 +51,11 @@ def _blank(name: str, length: int) -> Row:
 class SlotTable:
     """Rows of the slot arrays, keyed by slot; nothing reaches the store but what `changes` hands out."""
 
-    def __init__(self, store: Store, epoch: Epoch) -> None:
+    def __init__(self, store: Store, epoch: Epoch, held: Held | None = None) -> None:
         self.epoch = epoch
         self._store = store
-        self._chunks: dict[tuple[str, int], Row] = {}
-        self._changed: set[tuple[str, int]] = set()
+        self._chunks: dict[Place, Row] = {place: rows.copy() for place, rows in (held or {}).items()}
+        self._changed: set[Place] = set()
 
     def load(self, names: Iterable[str], slots: Iterable[int]) -> None:
         """Fetch at once the chunks that hold `slots`."""
@@ -60,6 +63,10 @@ class SlotTable:
         wanted = [(name, number) for name in names for number in numbers if (name, number) not in self._chunks]
         for place, data in zip(wanted, get_chunks(self._store, [self._key(*place) for place in wanted]), strict=True):
             self._chunks[place] = self._decoded(place[0], data)
+
+    def held(self) -> Held:
+        """The chunks as they are now, for another table on the same (or then committed) snapshot."""
+        return self._chunks
 
     def row(self, name: str, slot: int) -> Row:
         """The value (or row of bytes) of one slot."""

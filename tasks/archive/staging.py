@@ -6,7 +6,7 @@ is displaced or turned away is logged, so that nobody downloads it again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -20,7 +20,7 @@ from tasks.archive.epochs import LONGEST, ArchiveSpec, Epoch, Status, axis_lengt
 from tasks.archive.layout import ETAG_BYTES, HASH_BYTES, KEY_BYTES, SLOT_ARRAYS, lay_out, lengthen, reason_flag
 from tasks.archive.packing import PackedFrame, PackingError, compress, decompress, pack, unpack
 from tasks.archive.rejections import Rejection, append_log
-from tasks.archive.slot_table import SlotTable, field_key, padded, texts
+from tasks.archive.slot_table import Held, SlotTable, field_key, padded, texts
 from tasks.archive.slots import UNKNOWN, moment, seconds
 
 
@@ -109,13 +109,23 @@ class Outcome:
 class Staging:
     """One writable session's view of the archive."""
 
-    def __init__(self, store: Store, epochs: Sequence[Epoch]) -> None:
+    def __init__(self, store: Store, epochs: Sequence[Epoch], held: Mapping[str, Held] | None = None) -> None:
         self.outcome = Outcome()
         self._store = store
         self._epochs = tuple(epochs)
+        self._held = held or {}
         self._tables: dict[str, SlotTable] = {}
         self._chunks: dict[str, bytes] = {}
         self._log: list[Rejection] = []
+
+    @property
+    def epochs(self) -> tuple[Epoch, ...]:
+        """The epochs, axes grown by what was staged included."""
+        return self._epochs
+
+    def held(self) -> dict[str, Held]:
+        """The slot rows that were looked at, by epoch, as they are with what was staged."""
+        return {name: table.held() for name, table in self._tables.items()}
 
     def run(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection]) -> Outcome:
         """Stage all of it; nothing is visible before the session is committed."""
@@ -254,7 +264,9 @@ class Staging:
         return Status.LATE if late else Status.PRESENT
 
     def _table(self, epoch: Epoch) -> SlotTable:
-        return self._tables.setdefault(epoch.name, SlotTable(self._store, epoch))
+        if epoch.name not in self._tables:
+            self._tables[epoch.name] = SlotTable(self._store, epoch, self._held.get(epoch.name))
+        return self._tables[epoch.name]
 
     def _refuse(self, arrival: Arrival, reason: str, message: str) -> None:
         self._turn_away(Rejection(arrival.source_key, arrival.etag, arrival.frame.time, reason, message))
