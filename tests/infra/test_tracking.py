@@ -129,3 +129,11 @@ def test_a_model_nobody_registered_is_missing(tracking: Tracking, tmp_path: Path
 def test_no_pickle_is_stored_with_a_version(tracking: Tracking, store: Path, tmp_path: Path) -> None:
     registered(tracking, "plain-tiny", tmp_path, 1)
     assert [path.name for path in store.rglob("*.pkl")] == []
+
+
+def test_a_run_is_found_by_its_tag_the_newest_first(tracking: Tracking) -> None:
+    for _ in range(2):
+        with tracking.run("squall/test/training", "tagged", tags={"squall.request": "one"}) as log:
+            pass
+    assert tracking.find_tagged("squall/test/training", "squall.request", "one") == log.run_id
+    assert tracking.find_tagged("squall/test/training", "squall.request", "two") is None

@@ -103,3 +103,12 @@ def test_a_packed_frame_carries_time_grid_and_attributes() -> None:
     assert packed.attrs["units"] == "mm h-1"
     codes = decompress(packed.chunk, "uint16", (4, 5))
     assert codes[0].tolist() == [65535, 0, 25, 25, 25]
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.1, 0.01, 1 / 3, 2.0**-10, 0.07, 2.5])
+@pytest.mark.parametrize("offset", [0.0, -32.0])
+def test_every_value_is_its_code_computed_in_double_precision_and_rounded_once(scale: float, offset: float) -> None:
+    codes = np.arange(65536, dtype=np.uint16)
+    expected = (codes.astype(np.float64) * scale + offset).astype(np.float32)
+    expected[65535] = np.nan
+    np.testing.assert_array_equal(unpack(codes, Packing("uint16", scale, offset, 65535)), expected)
