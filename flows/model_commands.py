@@ -1,7 +1,8 @@
-"""`squall model list | show | promote | rollback | history`."""
+"""`squall model list | show | import | promote | rollback | history`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,6 +64,22 @@ def show(
         "run": version.run_id,
     }
     printing.show({**entries, "created": f"{version.created_at:%Y-%m-%d %H:%M} UTC", **version.tags}, as_json)
+
+
+@app.command(name="import", epilog="Example: `squall model import earthformer-sevir earthformer_sevir.pt`")
+def import_model(
+    kind: Annotated[str, typer.Argument(help="earthformer-{sevir,enso,earthnet} or prediff-{vae,denoiser,alignment}.")],
+    file: Annotated[Path, typer.Argument(help="A published file: torch.save, Lightning or safetensors.")],
+    name: Annotated[str | None, typer.Option(help="Registered name; default: the kind.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a published checkpoint into a registered version, once every name, shape and index is right."""
+    settings = enter()
+    from tasks.training.importing import import_published
+
+    version = import_published(kind, file, settings.tracking_uri, name=name)
+    entries = {"name": version.name, "version": version.version, "aliases": list(version.aliases), **version.tags}
+    printing.show(entries, as_json)
 
 
 @app.command(epilog="Example: `squall model promote trentino-earthformer 3 --reason 'checked by hand'`")

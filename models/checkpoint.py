@@ -30,17 +30,8 @@ def save_checkpoint(folder: str | Path, config: ForecasterConfig, state_dict: Ma
     Raises:
         CheckpointError: `state_dict` is not of the network `config` describes.
     """
-    folder = Path(folder)
-    weights = {key: value.detach().cpu().contiguous().clone() for key, value in state_dict.items()}
-    check_state(_skeleton(config), weights, f"state for {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    staged = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
-    save_file(weights, staged, metadata={"preset": config.preset, "version": str(config.version)})
-    staged.replace(folder / WEIGHTS_FILE)
-    staged = folder / f".{CONFIG_FILE}.{os.getpid()}"
-    staged.write_text(config.model_dump_json(indent=2) + "\n")
-    staged.replace(folder / CONFIG_FILE)
-    return folder
+    metadata = {"preset": config.preset, "version": str(config.version)}
+    return write_files(Path(folder), _skeleton(config), state_dict, config.model_dump_json(indent=2), metadata)
 
 
 def load_checkpoint(folder: str | Path) -> tuple[ForecasterConfig, nn.Module]:
@@ -49,8 +40,36 @@ def load_checkpoint(folder: str | Path) -> tuple[ForecasterConfig, nn.Module]:
     Raises:
         CheckpointError: a file is missing, damaged, of another version, or its weights are not the described network's.
     """
-    folder = Path(folder)
     config = load_config(folder)
+    return config, read_weights(_skeleton(config), Path(folder))
+
+
+def write_files(
+    folder: Path, network: nn.Module, state: Mapping[str, Tensor], config: str, metadata: Mapping[str, str]
+) -> Path:
+    """Write weights of `network` and the JSON text of its configuration into `folder` (created), each at once.
+
+    Raises:
+        CheckpointError: `state` is not of `network`.
+    """
+    check_state(network, state, f"state for {folder}")
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
+    save_file(weights, staged, metadata=dict(metadata))
+    staged.replace(folder / WEIGHTS_FILE)
+    staged = folder / f".{CONFIG_FILE}.{os.getpid()}"
+    staged.write_text(config + "\n")
+    staged.replace(folder / CONFIG_FILE)
+    return folder
+
+
+def read_weights(network: nn.Module, folder: Path) -> nn.Module:
+    """`network` with the weights in `folder`, on CPU in float32, in eval mode.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or its weights are not of `network`.
+    """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise CheckpointError(f"expected {WEIGHTS_FILE} in {folder}; there is none")
@@ -58,11 +77,10 @@ def load_checkpoint(folder: str | Path) -> tuple[ForecasterConfig, nn.Module]:
         weights = load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    network = _skeleton(config)
     weights = {key: value.float() for key, value in weights.items() if not key.endswith(_REGENERATED)}
     check_state(network, weights, str(path))
     network.load_state_dict(weights, assign=True)
-    return config, network.eval()
+    return network.eval()
 
 
 def load_config(folder: str | Path) -> ForecasterConfig:

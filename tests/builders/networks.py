@@ -11,6 +11,8 @@ import torch
 from models.configuration import ForecasterConfig
 from models.earthformer.config import EarthformerConfig
 from models.earthformer.presets import preset_config
+from models.published import PublishedModel
+from tasks.golden.recipe import weight
 
 Fields = npt.NDArray[np.float32]
 
@@ -61,3 +63,11 @@ def rain_context(frames: int, size: tuple[int, int], seed: int = 0) -> Fields:
 def batch_of(architecture: EarthformerConfig, size: int = 2, seed: int = 0) -> torch.Tensor:
     """Inputs (size, T_in, H, W, C) in [0, 1)."""
     return torch.rand(size, *architecture.input_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def published_state(model: PublishedModel) -> dict[str, torch.Tensor]:
+    """What a published file of `model` would hold: recipe weights and the index buffers."""
+    indices = model.index_buffers
+    return {
+        key: torch.from_numpy(weight(key, shape)) for key, shape in model.shapes.items() if key not in indices
+    } | indices
