@@ -39,10 +39,10 @@ class AttentionPool(nn.Module):
 class FrameReadout(nn.Module):
     """(B, T, h, w, C) → (B, T, out): group norm, SiLU and attention pooling of each frame."""
 
-    def __init__(self, channels: int, tokens: int, heads: int, out_channels: int) -> None:
+    def __init__(self, norm: VolumeGroupNorm, pool: AttentionPool) -> None:
         super().__init__()
-        self.norm = VolumeGroupNorm(channels)
-        self.pool = AttentionPool(channels, tokens, heads, out_channels)
+        self.norm = norm
+        self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, h, w, C)."""
@@ -58,7 +58,8 @@ class AlignmentNetwork(nn.Module):
         super().__init__()
         self.config = config
         units, sizes = config.units, config.level_sizes
-        self.stem = ResidualBlock(config.input_shape[-1], units[0], None, dropout=config.proj_drop)
+        groups = config.norm_groups
+        self.stem = ResidualBlock(config.input_shape[-1], units[0], None, groups=groups, dropout=config.proj_drop)
         self.position = PosEmbed(units[0], *sizes[0], config.pos_embed_type)
         self.step_embedding = StepEmbedding(units[0], config.time_units)
         self.down = nn.ModuleList(Level(config, level) for level in range(config.levels))
@@ -69,7 +70,8 @@ class AlignmentNetwork(nn.Module):
             for fine, coarse in pairwise(units)
         )
         _, height, width = sizes[-1]
-        self.readout = FrameReadout(units[-1], height * width, config.num_heads, config.out_channels)
+        pool = AttentionPool(units[-1], height * width, config.num_heads, config.out_channels)
+        self.readout = FrameReadout(VolumeGroupNorm(units[-1], groups), pool)
         initialise(self)
 
     def forward(self, z_t: Tensor, t: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Blocks of PreDiff's latent networks: the step's embedding, time-residual blocks and Earthformer levels.
 
-Volumes are (B, T, h, w, C) throughout; convolutions and group norms see them as free (B, C, T, h, w) views.
+Volumes are (B, T, h, w, C) throughout. Convolutions and group norms see (B, C, T, h, w): the fast way as a view,
+which is what torch calls channels last, the plain way as a copy.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.earthformer.blocks import BlockSettings, StackCuboidSelfAttentionBlock
+from models.earthformer.execution import TwoPathModule
 from models.prediff.config import BackboneConfig
-
-_GROUPS = 32
 
 
 def sinusoid(step: Tensor, width: int) -> Tensor:
@@ -41,20 +41,21 @@ class StepEmbedding(nn.Module):
 
 
 class VolumeGroupNorm(nn.GroupNorm):
-    """GroupNorm over (B, C, T, h, w) with 32 groups, or a group per channel where 32 does not divide C.
+    """GroupNorm over (B, C, T, h, w) with `groups` groups, or a group per channel where they do not divide C.
 
-    While gradients are recorded the input is made contiguous: torch 2.13.0's CPU backward segfaults on a channels-last
-    input without grad.
+    The contiguity rule: where gradients are recorded, an input without grad is made contiguous, because torch 2.13.0's
+    CPU backward segfaults on such an input in channels-last memory (a latent, or a frozen layer's output).
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(_GROUPS if channels % _GROUPS == 0 else channels, channels, eps=1e-5)
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(channels if channels % groups else groups, channels, eps=1e-5)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.contiguous() if torch.is_grad_enabled() else input)
+        copied = torch.is_grad_enabled() and not input.requires_grad
+        return super().forward(input.contiguous() if copied else input)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(TwoPathModule):
     """x + conv(silu(norm(conv(silu(norm(x))) + step))), 3 x 3 x 3 convolutions over time and space.
 
     `time_units` is the width of the step's embedding, None for a block that does not see the step.
@@ -66,16 +67,17 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         time_units: int | None,
         *,
+        groups: int,
         dropout: float = 0.0,
         scale_shift: bool = False,
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
-        self.norm_in = VolumeGroupNorm(channels)
+        self.norm_in = VolumeGroupNorm(channels, groups)
         self.conv_in = nn.Conv3d(channels, out_channels, 3, padding=1)
         wide = 2 * out_channels if scale_shift else out_channels
         self.step_proj = None if time_units is None else nn.Linear(time_units, wide)
-        self.norm_out = VolumeGroupNorm(out_channels)
+        self.norm_out = VolumeGroupNorm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = nn.Conv3d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if channels == out_channels else nn.Conv3d(channels, out_channels, 1)
@@ -90,6 +92,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, step: Tensor | None = None) -> Tensor:
         """x (B, T, h, w, C), step as `project` gives it → (B, T, h, w, C_out)."""
         volume = x.permute(0, 4, 1, 2, 3)
+        if self.is_plain:
+            volume = volume.contiguous()
         hidden = self.conv_in(F.silu(self.norm_in(volume)))
         if step is not None and self.scale_shift:
             scale, shift = step.chunk(2, dim=1)
@@ -97,10 +101,11 @@ class ResidualBlock(nn.Module):
         else:
             hidden = self.norm_out(hidden if step is None else hidden + step)
         out: Tensor = self.skip(volume) + self.conv_out(self.dropout(F.silu(hidden)))
-        return out.permute(0, 2, 3, 4, 1)
+        out = out.permute(0, 2, 3, 4, 1)
+        return out.contiguous() if self.is_plain else out
 
 
-class Level(nn.Module):
+class Level(TwoPathModule):
     """`depth` x (time-residual block, attention stack) at one resolution; the residual block's weights are shared."""
 
     def __init__(self, config: BackboneConfig, level: int) -> None:
@@ -111,6 +116,7 @@ class Level(nn.Module):
             units,
             units,
             config.time_units,
+            groups=config.norm_groups,
             dropout=config.time_embed_dropout,
             scale_shift=config.time_embed_use_scale_shift_norm,
         )
@@ -121,7 +127,9 @@ class Level(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (B, T, h, w, C), the step's embedding (B, time_units)."""
         step = self.time_block.project(embedding)
-        for stack in self.stacks:
+        for depth, stack in enumerate(self.stacks):
+            if self.is_plain and depth:
+                step = self.time_block.project(embedding)
             x, _ = stack(self.time_block(x, step))
         return x
 

@@ -75,6 +75,9 @@ class BackboneConfig(BaseModel):
     time_embed_channels_mult: int = Field(default=4, ge=1)
     time_embed_use_scale_shift_norm: bool = False
     time_embed_dropout: float = Field(default=0.0, ge=0, lt=1)
+    # Not in the published arguments. Groups of one channel would cancel a step that is only added: widths that
+    # `norm_groups` does not divide, or equals, need the scale and shift above.
+    norm_groups: int = Field(default=32, ge=1)
     checkpoint_level: int = Field(default=0, ge=0, le=2)
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ class LatentDenoiser(nn.Module):
         self.config = config
         units, sizes, merging = config.units, config.level_sizes, config.downsample_thw
         channels = config.target_shape[-1]
-        self.stem = ResidualBlock(channels + 1, units[0], None, dropout=config.proj_drop)
+        self.stem = ResidualBlock(channels + 1, units[0], None, groups=config.norm_groups, dropout=config.proj_drop)
         self.position = PosEmbed(units[0], *sizes[0], config.pos_embed_type)
         self.step_embedding = StepEmbedding(units[0], config.time_units)
         self.down = nn.ModuleList(Level(config, level) for level in range(config.levels))

@@ -11,7 +11,14 @@ from torch import nn
 from models.prediff.config import AutoencoderConfig, PreDiffArchitecture
 from models.prediff.published import build
 
-_NO_DROPOUT: dict[str, Any] = {"attn_drop": 0.0, "proj_drop": 0.0, "ffn_drop": 0.0}
+# Narrow networks: 32 groups would leave one channel each, which cancels a step that is only added to it.
+_NARROW: dict[str, Any] = {
+    "attn_drop": 0.0,
+    "proj_drop": 0.0,
+    "ffn_drop": 0.0,
+    "norm_groups": 8,
+    "time_embed_use_scale_shift_norm": True,
+}
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,8 @@ _PRESETS: dict[str, PreDiffPreset] = {
             AutoencoderConfig(
                 block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=4, norm_num_groups=8
             ),
-            {**_NO_DROPOUT, "base_units": 48, "depth": (1, 1)},
-            {**_NO_DROPOUT, "base_units": 32, "depth": (1, 1)},
+            {**_NARROW, "base_units": 48, "depth": (1, 1)},
+            {**_NARROW, "base_units": 32, "depth": (1, 1)},
         )
     ),
     "prediff/tiny": PreDiffPreset(
@@ -49,8 +56,8 @@ _PRESETS: dict[str, PreDiffPreset] = {
             3,
             (16, 16),
             AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4),
-            {**_NO_DROPOUT, "base_units": 16, "depth": (1, 1), "num_heads": 2},
-            {**_NO_DROPOUT, "base_units": 16, "depth": (1, 1), "num_heads": 2},
+            {**_NARROW, "base_units": 16, "depth": (1, 1), "num_heads": 2},
+            {**_NARROW, "base_units": 16, "depth": (1, 1), "num_heads": 2},
         )
     ),
 }
