@@ -76,6 +76,7 @@ class LatentSampler:
         *,
         guidance: Guidance | None = None,
         observe: Callable[[SamplingStep], None] | None = None,
+        solver: Solver | None = None,
     ) -> Tensor:
         """Latents (batch, T_out, h, w, C) float32.
 
@@ -86,8 +87,9 @@ class LatentSampler:
             batch: Members drawn together.
             guidance: Steers each prediction, for example to an average intensity.
             observe: Called after every step.
+            solver: A fresh one that the configuration does not name.
         """
-        solver = self.solver()
+        solver = solver or self.solver()
         with torch.inference_mode(False), torch.no_grad():
             known = context.expand(batch, *context.shape[1:])
             z = noise.draw(0, (batch, *shape), context.device)

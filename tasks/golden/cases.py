@@ -44,9 +44,11 @@ def loaders() -> tuple[GoldenLoader, ...]:
     from tasks.golden.earthformer import ModuleLoader
     from tasks.golden.full import FullModelLoader, PatternTableLoader
     from tasks.golden.metrics import MetricLoader
+    from tasks.golden.prediff_diffusion import FewStepLoader, ScheduleLoader, TraceLoader
     from tasks.golden.prediff_full import FullNetworkLoader
     from tasks.golden.prediff_metrics import EnsembleMetricLoader
     from tasks.golden.prediff_networks import NetworkLoader
+    from tasks.golden.prediff_training import AutoencoderLossLoader, AverageLoader, DiffusionLossLoader, RateLoader
 
     return (
         ModuleLoader(),
@@ -56,6 +58,13 @@ def loaders() -> tuple[GoldenLoader, ...]:
         EnsembleMetricLoader(),
         NetworkLoader(),
         FullNetworkLoader(),
+        ScheduleLoader(),
+        TraceLoader(),
+        FewStepLoader(),
+        DiffusionLossLoader(),
+        AutoencoderLossLoader(),
+        AverageLoader(),
+        RateLoader(),
     )
 
 
