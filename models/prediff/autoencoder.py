@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.earthformer.layers import from_frames, to_frames
+from models.prediff.blocks import safe_for_group_norm
 from models.prediff.config import AutoencoderConfig
 
 _LOGVAR_RANGE = (-30.0, 20.0)
@@ -30,14 +31,13 @@ class FrameAutoencoder(nn.Module):
 
     def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (N, C, H, W) → mean and log-variance of the posterior, each (N, c, h, w)."""
-        # Contiguous: torch 2.13.0's CPU backward of GroupNorm segfaults on channels-last inputs without grad.
-        moments = self.network.quant_conv(self.network.encoder(frames.contiguous()))
+        moments = self.network.quant_conv(self.network.encoder(frames))
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(*_LOGVAR_RANGE)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent (N, c, h, w) → frames (N, C, H, W), not clamped."""
-        frames: Tensor = self.network.decoder(self.network.post_quant_conv(latent.contiguous()))
+        frames: Tensor = self.network.decoder(self.network.post_quant_conv(latent))
         return frames
 
     def encode_sequence(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,9 +66,17 @@ def _build(config: AutoencoderConfig) -> Any:
     with torch.device("cpu"):  # importing makes tensors, also while a network is being built on "meta"
         from diffusers import AutoencoderKL
     levels = len(config.block_out_channels)
-    return AutoencoderKL(
+    network = AutoencoderKL(
         **config.model_dump(exclude={"family"}),
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         scaling_factor=1.0,
     )
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(_make_safe)
+    return network
+
+
+def _make_safe(_norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(safe_for_group_norm(x) for x in inputs)

@@ -41,18 +41,21 @@ class StepEmbedding(nn.Module):
 
 
 class VolumeGroupNorm(nn.GroupNorm):
-    """GroupNorm over (B, C, T, h, w) with `groups` groups, or a group per channel where they do not divide C.
-
-    The contiguity rule: where gradients are recorded, an input without grad is made contiguous, because torch 2.13.0's
-    CPU backward segfaults on such an input in channels-last memory (a latent, or a frozen layer's output).
-    """
+    """GroupNorm over (B, C, T, h, w) with `groups` groups, or a group per channel where they do not divide C."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__(channels if channels % groups else groups, channels, eps=1e-5)
 
     def forward(self, input: Tensor) -> Tensor:
-        copied = torch.is_grad_enabled() and not input.requires_grad
-        return super().forward(input.contiguous() if copied else input)
+        return super().forward(safe_for_group_norm(input))
+
+
+def safe_for_group_norm(x: Tensor) -> Tensor:
+    """The contiguity rule: where gradients are recorded, what has none itself enters a group norm contiguous.
+
+    torch 2.13.0's CPU backward segfaults on such an input in channels-last memory: a latent, a frozen layer's output.
+    """
+    return x if x.requires_grad or not torch.is_grad_enabled() else x.contiguous()
 
 
 class ResidualBlock(TwoPathModule):
