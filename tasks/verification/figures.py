@@ -49,8 +49,10 @@ def score_curves(counts: Mapping[str, Contingency], score: str, lead_minutes: Se
     return figure
 
 
-def error_curves(values: Mapping[str, NDArray[np.float64]], lead_minutes: Sequence[float], quantity: str) -> Figure:
-    """Mean squared error over lead time, one curve per forecaster."""
+def error_curves(
+    values: Mapping[str, NDArray[np.float64]], lead_minutes: Sequence[float], quantity: str, label: str | None = None
+) -> Figure:
+    """A score over lead time, one curve per forecaster: the mean squared error unless labelled otherwise."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5, 3.2), layout="constrained")
@@ -58,7 +60,7 @@ def error_curves(values: Mapping[str, NDArray[np.float64]], lead_minutes: Sequen
     for name, curve in values.items():
         panel.plot(lead_minutes, curve, marker="o", markersize=3, label=name)
     panel.set_xlabel("lead time [min]")
-    panel.set_ylabel(f"MSE [({UNITS.get(quantity, '')})²]")
+    panel.set_ylabel(label or f"MSE [({UNITS.get(quantity, '')})²]")
     panel.grid(alpha=0.3)
     panel.legend()
     return figure
@@ -81,7 +83,7 @@ def side_by_side(observed: Fields, forecasts: Mapping[str, Fields], titles: Sequ
     figure = Figure(figsize=(size * len(titles) + 1.2, size * len(rows) + 0.4), layout="constrained")
     panels = figure.subplots(len(rows), len(titles), squeeze=False)
     levels = LEVELS.get(quantity, LEVELS["vil"])
-    colours = _colours(len(levels))
+    colours = field_colours(len(levels))
     norm = BoundaryNorm(levels, colours.N, extend="max")
     for line, (name, fields) in zip(panels, rows.items(), strict=True):
         for panel, field, title in zip(line, fields, titles, strict=True):
@@ -94,7 +96,8 @@ def side_by_side(observed: Fields, forecasts: Mapping[str, Fields], titles: Sequ
     return figure
 
 
-def _colours(count: int):  # type: ignore[no-untyped-def]
+def field_colours(count: int):  # type: ignore[no-untyped-def]
+    """Colour map of so many levels: white below the first, grey where not observed."""
     from matplotlib import colormaps
 
     colours = colormaps["turbo"].resampled(count).with_extremes(under=DRY, bad=NOT_OBSERVED)
