@@ -110,11 +110,12 @@ _USUAL: dict[str, dict[str, object]] = {
     "rainfall_rate": {},
     "equivalent_reflectivity_factor": {"kind": "linear", "scale": 55.0, "lower": None},
     "vil": {"kind": "linear", "scale": 255.0},
+    "vil_code": {"kind": "linear", "scale": 255.0},  # SEVIR's byte code 0..255 of VIL
     "brightness": {"kind": "linear", "scale": 1.0, "lower": None},
     "sea_surface_temperature": {
         # Extremes of ICAR-ENSO's CMIP5 and CMIP6 anomalies in K, as the published ENSO model was trained.
         "kind": "linear",
-        "scale": 26.747097969055176,
+        "scale": 26.74809741973877,
         "offset": -16.549121856689453,
         "lower": None,
     },

@@ -21,7 +21,7 @@ from tasks.training.config import TrainConfig
 from tasks.training.loading import HeldOutBatches
 from tasks.training.losses import Loss
 from tasks.training.optimisation import MovingAverage, learning_rate, step_rate
-from tasks.training.samples import SampleSource
+from tasks.training.sample_set import SampleSet
 from tasks.training.state import (
     Progress,
     TrainingState,
@@ -45,7 +45,7 @@ class Task:
 
     config: TrainConfig
     model: ForecasterConfig
-    samples: SampleSource
+    samples: SampleSet
     folder: Path
     log: RunLog | None
     loss: Loss
@@ -141,7 +141,7 @@ class Conductor:
     def _validate(self, trainer: Any, module: Fit) -> None:
         started = time.monotonic()
         self.result = self._score(trainer, module)
-        info = self.task.samples.data.info
+        info = self.task.samples.info
         score, step = mean_csi(self.result.counts, info.cadence_s), self.progress.step
         best = self.progress.best_score
         self._advance(validated=step, stale=self.progress.stale + 1)
@@ -210,7 +210,7 @@ class Conductor:
         self._keep("last", trainer)
         self._save(trainer, pl_module)
         if trainer.is_global_zero and self.result is not None:
-            info = self.task.samples.data.info
+            info = self.task.samples.info
             outcome = {
                 "stopped_because": self.stopped_because,
                 "metrics": metrics(self.result, info.quantity, info.cadence_s),

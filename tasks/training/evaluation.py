@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.forecaster import Forecaster
-from tasks.training.loading import WindowReader
-from tasks.training.samples import SampleSource, Window
+from tasks.training.sample_set import SampleSet
+from tasks.training.samples import Window
 from tasks.verification.scores import Contingency, Errors, WindowCounts, contingency, errors, stack_windows
 
 Fields = NDArray[np.float32]
@@ -33,7 +33,7 @@ class Evaluation:
 
 def evaluate(
     forecasters: Mapping[str, Forecaster],
-    samples: SampleSource,
+    samples: SampleSet,
     *,
     split: str,
     thresholds: Sequence[float],
@@ -59,13 +59,13 @@ def evaluate(
     windows = samples.held_out(split, limit, wet=wet)
     if not windows or not forecasters:
         raise ValueError(f"expected windows in {split!r} and a forecaster; got {len(windows)} and {len(forecasters)}")
-    reader = WindowReader(samples)
+    reader = samples.reader()
     tables: dict[str, list[Contingency]] = {name: [] for name in forecasters}
     sums: dict[str, list[Errors]] = {name: [] for name in forecasters}
     for window in windows:
         fields = reader.read([window])[0]
-        observed = fields[samples.spec.t_in :]
-        forecasts = forecast_all(forecasters, fields[: samples.spec.t_in], len(observed))
+        observed = fields[samples.t_in :]
+        forecasts = forecast_all(forecasters, fields[: samples.t_in], len(observed))
         known = np.logical_and.reduce([np.isfinite(field) for field in forecasts.values()])
         for name, field in forecasts.items():
             judged = np.where(known, field, np.float32(np.nan))
@@ -84,13 +84,12 @@ def forecast_all(forecasters: Mapping[str, Forecaster], context: Fields, leads: 
 def _collect(
     tables: Mapping[str, list[Contingency]],
     sums: Mapping[str, list[Errors]],
-    samples: SampleSource,
+    samples: SampleSet,
     windows: Sequence[Window],
 ) -> Evaluation:
-    info, t_in = samples.data.info, samples.spec.t_in
-    minutes = [(lead + 1) * info.cadence_s / 60 for lead in range(samples.spec.t_out)]
-    inits = np.array([_init_time(samples, window.frame + t_in - 1) for window in windows], "datetime64[ns]")
-    events = [_event_name(samples, window.frame) for window in windows]
+    minutes = [(lead + 1) * samples.info.cadence_s / 60 for lead in range(samples.t_out)]
+    inits = np.array([samples.init_time(window) for window in windows], "datetime64[ns]")
+    events = [samples.event(window) for window in windows]
     counts = {name: stack_windows(found, minutes, inits, events) for name, found in tables.items()}
     wet = next(iter(counts.values())).wet
     return Evaluation(
@@ -107,12 +106,3 @@ def _add(parts: Sequence[Errors]) -> Errors:
     for part in parts[1:]:
         total = total + part
     return total
-
-
-def _init_time(samples: SampleSource, frame: int) -> np.datetime64:
-    return np.datetime64(samples.data.info.time(samples.data.slots[frame]).replace(tzinfo=None), "ns")
-
-
-def _event_name(samples: SampleSource, frame: int) -> str:
-    first = int(np.searchsorted(samples.events, samples.events[frame]))
-    return f"{samples.data.info.time(samples.data.slots[first]):%Y-%m-%dT%H:%M}Z"

@@ -30,11 +30,11 @@ from models.earthformer.presets import preset_config
 from models.transform import Transform
 from tasks.training.conductor import OUTCOME, Conductor, Task
 from tasks.training.config import FREE_ON_RESUME, TrainConfig, TrainResult
-from tasks.training.loading import BatchPlan, HeldOutBatches, StepBatches, WindowReader, step_loader
+from tasks.training.loading import BatchPlan, HeldOutBatches, StepBatches, step_loader
 from tasks.training.losses import choose_loss
 from tasks.training.optimisation import MovingAverage, decay_groups
 from tasks.training.progress_bar import TrainingBar
-from tasks.training.samples import SampleSource
+from tasks.training.sample_set import SampleSet
 from tasks.training.state import TrainingState, load_latest_state, seed_step
 from tasks.training.validation import encode
 
@@ -49,15 +49,15 @@ SEVERAL_DEVICES = "ddp_spawn_find_unused_parameters_true"
 _NEVER_ENDING = 10**9  # micro-batches of a training that only its budget ends
 
 
-def forecaster_config(preset: str, samples: SampleSource) -> ForecasterConfig:
+def forecaster_config(preset: str, samples: SampleSet) -> ForecasterConfig:
     """The preset completed by the quantity, cadence and cell size of what it is trained on.
 
     Raises:
         ValueError: the samples' frames or size are not the preset's.
     """
-    base, info = preset_config(preset), samples.data.info
+    base, info = preset_config(preset), samples.info
     wanted = (base.t_in, base.t_out, *base.patch)
-    came = (samples.spec.t_in, samples.spec.t_out, *samples.size)
+    came = (samples.t_in, samples.t_out, *samples.size)
     if wanted != came:
         raise ValueError(f"expected samples (t_in, t_out, y, x) of {wanted} for {preset}; got {came}")
     update = {
@@ -79,7 +79,7 @@ class _Fit(LightningModule):
     def __init__(self, task: Task, network: nn.Module, first_step: int) -> None:
         super().__init__()
         self.task, self.network, self.first_step = task, network, first_step
-        self.reader = WindowReader(task.samples)
+        self.reader = task.samples.reader()
         self.extend = partial(_anchor_of, task.model) if task.model.anchor == "extrapolation" else None
 
     def training_step(self, batch: Tensor, index: int) -> Tensor:
@@ -126,7 +126,7 @@ class _Bar(TrainingBar, Callback):
 
 def train(
     config: TrainConfig,
-    samples: SampleSource,
+    samples: SampleSet,
     folder: Path,
     log: RunLog | None = None,
     *,
@@ -170,7 +170,7 @@ def _claim(task: Task, resume: bool) -> None:
     content = {
         "config": config,
         "model": task.model.model_dump(mode="json"),
-        "archive_snapshot": task.samples.data.info.archive_snapshot,
+        "archive_snapshot": task.samples.info.archive_snapshot,
         "split": task.samples.describe(),
     }
     text = json.dumps(content, default=str, indent=2)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from tasks.archive.packing import unpack
+from tasks.training.sample_set import Reader
 from tasks.training.samples import SampleSource, Window
 
 CACHE_BYTES = 512 * 2**20
@@ -55,11 +56,12 @@ class WindowReader:
         pending = [store[w.frame : w.frame + length, w.y : w.y + rows, w.x : w.x + columns].read() for w in windows]
         fields = np.empty((len(windows), length, rows, columns), np.float32)
         for field, future, window in zip(fields, pending, windows, strict=True):
-            unpack(_turn(future.result(), window.symmetry), packing, out=field)
+            unpack(turn(future.result(), window.symmetry), packing, out=field)
         return fields
 
 
-def _turn(codes: NDArray[Any], symmetry: int) -> NDArray[Any]:
+def turn(codes: NDArray[Any], symmetry: int) -> NDArray[Any]:
+    """Frames (..., y, x) after a mirror along x (symmetry >= 4) and symmetry % 4 quarter turns."""
     mirrored = codes[..., ::-1] if symmetry >= 4 else codes
     return np.rot90(mirrored, symmetry % 4, axes=(-2, -1))
 
@@ -88,7 +90,7 @@ class BatchPlan:
 class StepBatches(Dataset[torch.Tensor]):
     """Micro-batches by number: item i holds this process's part i % (parts / stride) of step i // (parts / stride)."""
 
-    def __init__(self, reader: WindowReader, plan: BatchPlan, extend: Extend | None = None) -> None:
+    def __init__(self, reader: Reader, plan: BatchPlan, extend: Extend | None = None) -> None:
         if plan.batch_size % plan.parts or plan.parts % plan.stride:
             raise ValueError(
                 f"expected a batch that divides into its parts and these among processes; got {plan.batch_size} "
@@ -108,7 +110,7 @@ class HeldOutBatches(Dataset[torch.Tensor]):
     """Fixed batches of held-out windows, in time order."""
 
     def __init__(
-        self, reader: WindowReader, windows: Sequence[Window], batch_size: int, extend: Extend | None = None
+        self, reader: Reader, windows: Sequence[Window], batch_size: int, extend: Extend | None = None
     ) -> None:
         self.reader, self.extend = reader, extend
         self.batches = [windows[at : at + batch_size] for at in range(0, len(windows), batch_size)]

@@ -14,8 +14,7 @@ from models.checkpoint import load_config
 from models.forecaster import Forecaster
 from tasks.training.config import TrainConfig
 from tasks.training.evaluation import Evaluation, forecast_all
-from tasks.training.loading import WindowReader
-from tasks.training.samples import SampleSource
+from tasks.training.sample_set import SampleSet
 from tasks.training.validation import lead_label, threshold_label
 from tasks.verification.figures import error_curves, score_curves, side_by_side
 from tasks.verification.scores import Contingency, WindowCounts
@@ -28,7 +27,7 @@ TAG_LENGTH = 5000  # MLflow's limit
 
 
 def log_provenance(
-    log: RunLog, config: TrainConfig, samples: SampleSource, *, code_revision: str, parent_model: str | None = None
+    log: RunLog, config: TrainConfig, samples: SampleSet, *, code_revision: str, parent_model: str | None = None
 ) -> None:
     """Log every setting as a parameter, and snapshot, revision, split, preset and parent as tags.
 
@@ -43,7 +42,7 @@ def log_provenance(
     split = samples.describe()
     log.tags(
         {
-            "squall.archive_snapshot": samples.data.info.archive_snapshot,
+            "squall.archive_snapshot": samples.info.archive_snapshot,
             "squall.code_revision": code_revision,
             "squall.split": json.dumps(split)[:TAG_LENGTH],
             "squall.preset": config.preset,
@@ -54,12 +53,12 @@ def log_provenance(
     log.table(split, "split.json")
 
 
-def log_evaluation(log: RunLog, evaluation: Evaluation, samples: SampleSource, group: str) -> None:
+def log_evaluation(log: RunLog, evaluation: Evaluation, samples: SampleSet, group: str) -> None:
     """Log curves of all forecasters per lead time, over all and over wet windows, as figures and step-indexed metrics.
 
     A metric `<group>_wet/<forecaster>/csi_20dbz` has the lead time in minutes as its step.
     """
-    quantity = samples.data.info.quantity
+    quantity = samples.info.quantity
     for suffix, deviations in (("", evaluation.deviations), ("_wet", evaluation.wet_deviations)):
         if not deviations:
             continue
@@ -92,14 +91,12 @@ def _at_lead(tables: Mapping[str, Contingency], lead: int, quantity: str) -> dic
     }
 
 
-def log_examples(
-    log: RunLog, forecasters: Mapping[str, Forecaster], samples: SampleSource, *, split: str = "val"
-) -> None:
+def log_examples(log: RunLog, forecasters: Mapping[str, Forecaster], samples: SampleSet, *, split: str = "val") -> None:
     """Log pictures of wet held-out windows: observed above each forecast, from the newest context frame on."""
-    t_in, t_out, info = samples.spec.t_in, samples.spec.t_out, samples.data.info
+    t_in, t_out, info = samples.t_in, samples.t_out, samples.info
     leads = [lead for lead in (0, 2, 5, 8, 11, 17) if lead < t_out]
     titles = ["now", *(f"+{lead_label(lead, info.cadence_s).removeprefix('lead_')}" for lead in leads)]
-    reader = WindowReader(samples)
+    reader = samples.reader()
     for number, window in enumerate(samples.held_out(split, EXAMPLES, wet=True)):
         fields = reader.read([window])[0]
         context, observed = fields[:t_in], fields[t_in:]

@@ -12,12 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.training.data import BLOCK, TrainingData
+from tasks.training.data import BLOCK, TrainingData, TrainingDataInfo
 from tasks.training.events import SPLITS, UNUSED, EventRule, deal_events, find_events, guard_splits, window_starts
+
+if TYPE_CHECKING:
+    from tasks.training.loading import WindowReader
 
 HOURS_TRIED = (24, 12, 6, 4, 3, 2, 1)
 
@@ -84,6 +88,21 @@ class SampleSource:
             raise ValueError(f"expected a crop of at most {min(data.info.shape)} cells; got {spec.crop}")
         self.data, self.spec = data, spec
         self._deal()
+
+    @property
+    def info(self) -> TrainingDataInfo:
+        """What the values are."""
+        return self.data.info
+
+    @property
+    def t_in(self) -> int:
+        """Context frames."""
+        return self.spec.t_in
+
+    @property
+    def t_out(self) -> int:
+        """Forecast frames."""
+        return self.spec.t_out
 
     @property
     def size(self) -> tuple[int, int]:
@@ -195,6 +214,22 @@ class SampleSource:
         block = np.unravel_index(int(np.argmax(self._block_wetness(frame))), self.data.wetness.shape[1:])
         centre = [int(index) * BLOCK + BLOCK // 2 - self.size[0] // 2 for index in block]
         return Window(frame, self._clamp(centre[0], 0), self._clamp(centre[1], 1))
+
+    def reader(self) -> WindowReader:
+        """A reader of these windows."""
+        from tasks.training.loading import WindowReader
+
+        return WindowReader(self)
+
+    def init_time(self, window: Window) -> np.datetime64:
+        """Valid time (UTC) of the newest context frame."""
+        slot = self.data.slots[window.frame + self.spec.t_in - 1]
+        return np.datetime64(self.data.info.time(slot).replace(tzinfo=None), "ns")
+
+    def event(self, window: Window) -> str:
+        """When the window's event began."""
+        first = int(np.searchsorted(self.events, self.events[window.frame]))
+        return f"{self.data.info.time(self.data.slots[first]):%Y-%m-%dT%H:%M}Z"
 
     def describe(self) -> dict[str, object]:
         """The split in words and numbers, for a training run's `squall.split` tag."""
