@@ -63,7 +63,7 @@ class TransferReport:
         adapted: Weights computed from the trained ones.
         fresh: Weights that begin untrained.
         dropped: Trained weights without a place.
-        context: What else differs between the two: quantity, cadence, cell size, anchor, frames, grid.
+        context: What else differs between the two: quantity, cadence, cell size, anchor, frames, grid, architecture.
     """
 
     kept: tuple[str, ...]
@@ -96,8 +96,9 @@ def transfer_weights(
     ours = {key.removeprefix(prefixes[1]): value for key, value in network.state_dict().items()}
     transfer = _Transfer(parent, child)
     weights = {key: transfer.weight(key, theirs.get(key), fresh) for key, fresh in ours.items()}
-    for key in theirs.keys() - ours.keys():
-        transfer.drop(key, theirs[key])
+    for key, value in theirs.items():
+        if key not in ours:
+            transfer.drop(key, value)
     network.load_state_dict({f"{prefixes[1]}{key}": value for key, value in weights.items()})
     return transfer.report()
 
@@ -195,7 +196,9 @@ class _Transfer:
     def _context(self) -> dict[str, str]:
         names = ("preset", "quantity", "cadence_s", "cell_size_m", "anchor", "t_in", "t_out", "patch")
         pairs = {name: (getattr(self.parent, name), getattr(self.child, name)) for name in names}
-        return {name: f"{old} → {new}" for name, (old, new) in pairs.items() if old != new}
+        old, new = self.parent.architecture.model_dump(), self.child.architecture.model_dump()
+        pairs |= {name: (old[name], new[name]) for name in new if not name.endswith("_shape")}
+        return {name: f"{before} → {now}" for name, (before, now) in pairs.items() if before != now}
 
 
 def _sizes(axes: tuple[Axis, ...]) -> str:

@@ -27,6 +27,7 @@ from models.anchor import anchor_frames
 from models.checkpoint import load_checkpoint
 from models.configuration import ForecasterConfig, build_network
 from models.earthformer.presets import preset_config
+from models.transfer import transfer_weights
 from models.transform import Transform
 from tasks.training.conductor import OUTCOME, Conductor, Task
 from tasks.training.config import FREE_ON_RESUME, TrainConfig, TrainResult
@@ -189,9 +190,17 @@ def _network(task: Task, state: TrainingState | None) -> nn.Module:
     if state is not None:
         network.load_state_dict(dict(state.network))
     elif task.config.from_model is not None:
-        _, parent = load_checkpoint(task.config.from_model)
-        network.load_state_dict(parent.state_dict())
+        _fine_tune(task, network, task.config.from_model)
     return network
+
+
+def _fine_tune(task: Task, network: nn.Module, parent: Path) -> None:
+    """Begin with the parent's weights, adapted where its geometry is another, and log what became of each."""
+    config, trained = load_checkpoint(parent)
+    report = transfer_weights(config, trained.state_dict(), task.model, network)
+    if task.log is not None:
+        task.log.table(report.as_dict(), "transfer.json")
+        task.log.tags({"squall.transfer": str(report)})
 
 
 def choose_precision(config: TrainConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
