@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-BENCHES = ("ingest", "archive", "loader", "cycle")
+BENCHES = ("ingest", "archive", "loader", "cycle", "denoiser")
 
 
 def _measure(name: str, quick: bool, folder: Path) -> Any:

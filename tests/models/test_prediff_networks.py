@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from infra.settings import Settings
 from models.earthformer.execution import executed
+from models.prediff.autoencoder import FrameAutoencoder
 from models.prediff.blocks import ResidualBlock, VolumeGroupNorm, sinusoid
 from models.prediff.config import AlignmentConfig, AutoencoderConfig, DenoiserConfig, PreDiffArchitecture
 from models.prediff.denoiser import LatentDenoiser, mark_frames
@@ -241,6 +242,14 @@ def test_frames_come_back_from_the_autoencoder_in_their_own_size() -> None:
         recon, again, _ = autoencoder(frames[0].permute(0, 3, 1, 2), torch.zeros(3, 4, 8, 12))
         torch.testing.assert_close(recon, autoencoder.decode(again))
     assert float(logvar.max()) <= 20
+
+
+def test_plain_attention_gives_the_same_frames() -> None:
+    fast, plain = (FrameAutoencoder(TINY.autoencoder, plain_attention=flag).eval() for flag in (False, True))
+    plain.load_state_dict(opened(fast).state_dict())
+    latent = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.decode(latent), fast.decode(latent), rtol=1e-5, atol=1e-5)
 
 
 def test_group_norm_has_a_group_per_channel_where_32_does_not_divide() -> None:
