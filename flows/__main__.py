@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -138,12 +139,22 @@ def demo() -> None:
 
 @app.command(epilog="Example: `squall golden ../shared/golden/earthformer`")
 def golden(
-    path: Annotated[str, typer.Argument(help="A folder of reference numbers.")], as_json: AsJson = False
+    path: Annotated[
+        str | None,
+        typer.Argument(help="A folder of reference numbers; default: SQUALL_GOLDEN, else the project's own."),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Compare the models with reference numbers; a file that nothing can check fails."""
-    from tasks.golden.cases import run_golden
+    """Compare the models with reference numbers; in a named folder a file that nothing can check fails."""
+    from infra.settings import Settings
+    from tasks.golden.discovery import check_selection, default_folders, discover
 
-    results = run_golden(path)
+    named = path or Settings().golden
+    folders = [Path(named)] if named else list(default_folders(Path(__file__).resolve().parents[1]))
+    cases = discover(folders)
+    if not cases:
+        raise ValueError(f"expected golden files under {', '.join(map(str, folders)) or 'SQUALL_GOLDEN'}; found none")
+    results = check_selection(cases, lenient=named is None)
     printing.show_golden(results, as_json)
     raise typer.Exit(0 if all(result.ok for result in results) else 1)
 

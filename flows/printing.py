@@ -46,16 +46,24 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]], as_json: bool) -> N
 def show_golden(results: Sequence[GoldenResult], as_json: bool) -> None:
     """Print one line per golden case and a closing count."""
     rows = [
-        {"case": r.case, "ok": r.ok, "worst": r.worst, "tolerance": r.tolerance, "message": r.message} for r in results
+        {
+            "case": r.case,
+            "ok": r.ok,
+            "skipped": r.skipped,
+            "worst": r.worst,
+            "tolerance": r.tolerance,
+            "message": r.message,
+        }
+        for r in results
     ]
     if as_json:
         write_json(rows)
         return
     for row in rows:
-        mark = "pass" if row["ok"] else "FAIL"
+        mark = "skip" if row["skipped"] else "pass" if row["ok"] else "FAIL"
         print(f"{mark}  {row['case']}  {row['worst']:.2e} (<= {row['tolerance']:.2e})  {row['message']}")
-    failed = sum(not row["ok"] for row in rows)
-    print(f"{len(rows) - failed} passed, {failed} failed")
+    failed, skipped = sum(not row["ok"] for row in rows), sum(bool(row["skipped"]) for row in rows)
+    print(f"{len(rows) - failed - skipped} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
 
 
 def _text(entry: object) -> str:

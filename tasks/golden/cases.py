@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
+
+from safetensors import SafetensorError
 
 Document = Mapping[str, Any]
 _DOCUMENTATION = frozenset({"README.md", "recipe.py"})
+# What a damaged file, or a network that is not what the file says, may raise.
+_BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BadZipFile,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +38,24 @@ class GoldenResult:
     worst: float
     tolerance: float
     message: str = ""
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One file that has to be reproduced.
+
+    Attributes:
+        path: The file.
+        name: Path below the folder that was searched.
+        loader: What checks it; None where nothing can.
+        trouble: Why it cannot be read, if so.
+    """
+
+    path: Path
+    name: str
+    loader: GoldenLoader | None
+    trouble: str = ""
 
 
 class GoldenLoader(Protocol):
@@ -41,9 +76,10 @@ class GoldenLoader(Protocol):
 
 def loaders() -> tuple[GoldenLoader, ...]:
     """Every loader there is, asked in this order."""
+    from tasks.golden.datasets import EnsoLoader, NBodyLoader, SevirLoader
     from tasks.golden.earthformer import ModuleLoader
     from tasks.golden.full import FullModelLoader, PatternTableLoader
-    from tasks.golden.metrics import MetricLoader
+    from tasks.golden.metrics import IndexLoader, MetricLoader
     from tasks.golden.prediff_diffusion import FewStepLoader, ScheduleLoader, TraceLoader
     from tasks.golden.prediff_full import FullNetworkLoader
     from tasks.golden.prediff_metrics import EnsembleMetricLoader
@@ -55,6 +91,10 @@ def loaders() -> tuple[GoldenLoader, ...]:
         FullModelLoader(),
         PatternTableLoader(),
         MetricLoader(),
+        IndexLoader(),
+        SevirLoader(),
+        EnsoLoader(),
+        NBodyLoader(),
         EnsembleMetricLoader(),
         NetworkLoader(),
         FullNetworkLoader(),
@@ -79,31 +119,47 @@ def run_golden(
     Raises:
         ValueError: no golden file there.
     """
-    root = Path(path)
+    cases = find_cases(path, known=known)
+    if not cases:
+        raise ValueError(f"expected golden files under {path}; found none")
     results = []
-    for result in _results(root, loaders() if known is None else known):
-        results.append(result)
+    for case in cases:
+        results.append(check_case(case))
         if progress is not None:
-            progress(result)
-    if not results:
-        raise ValueError(f"expected golden files under {root}; found none")
+            progress(results[-1])
     return results
 
 
-def _results(root: Path, known: Sequence[GoldenLoader]) -> Iterator[GoldenResult]:
+def find_cases(path: str | Path, *, known: Sequence[GoldenLoader] | None = None) -> list[Case]:
+    """Every file at or under `path` that has to be reproduced, matched to its loader by what it holds."""
+    root = Path(path)
     files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
-    documents = {file: _read(file) for file in files if file.name not in _DOCUMENTATION}
-    owners = {
-        file: loader
-        for file, document in documents.items()
-        if (loader := next((one for one in known if one.claims(file, document)), None)) is not None
-    }
-    accompanied = {companion for file, loader in owners.items() for companion in loader.companions(file)}
-    for file, document in documents.items():
-        if file in owners:
-            yield owners[file].check(file, document)
-        elif file not in accompanied:
-            yield GoldenResult(_name(file), False, float("nan"), 0.0, "no loader claims this file")
+    choice = loaders() if known is None else known
+    cases = [
+        _match(file, str(file.relative_to(root.parent if root.is_file() else root)), choice)
+        for file in files
+        if file.name not in _DOCUMENTATION and file.parent.name != "__pycache__"
+    ]
+    accompanied = {companion for case in cases if case.loader for companion in case.loader.companions(case.path)}
+    return [case for case in cases if case.loader is not None or case.path not in accompanied]
+
+
+def check_case(case: Case) -> GoldenResult:
+    """Run one case; what breaks while it runs is its failure, not the end of the others."""
+    if case.loader is None:
+        return GoldenResult(case.name, False, float("nan"), 0.0, case.trouble or "no loader claims this file")
+    try:
+        return case.loader.check(case.path, _read(case.path))
+    except _BROKEN as error:
+        return GoldenResult(case.name, False, float("nan"), 0.0, f"{type(error).__name__}: {error}")
+
+
+def _match(file: Path, name: str, known: Sequence[GoldenLoader]) -> Case:
+    try:
+        document = _read(file)
+        return Case(file, name, next((one for one in known if one.claims(file, document)), None))
+    except _BROKEN as error:
+        return Case(file, name, None, f"no loader can read this file: {type(error).__name__}: {error}")
 
 
 def _read(file: Path) -> Document | None:
@@ -111,7 +167,3 @@ def _read(file: Path) -> Document | None:
         return None
     content = json.loads(file.read_bytes())
     return content if isinstance(content, dict) else {"items": content}
-
-
-def _name(file: Path) -> str:
-    return "/".join(file.parts[-3:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.earthformer.auxiliary import AuxiliaryEarthformer
 from models.earthformer.config import EarthformerConfig
 from models.earthformer.network import Earthformer
 from models.earthformer.patterns import CROSS_PATTERNS, SELF_PATTERNS
 from tasks.golden.cases import Document, GoldenResult
-from tasks.golden.earthformer import EXACT, FLOAT32_SLACK, Findings, check_gradients
-from tasks.golden.recipe import normal, sample_positions, unit, weight
+from tasks.golden.earthformer import EXACT, FLOAT32_SLACK, Findings, case_name, check_gradients
+from tasks.golden.recipe import RECIPES, normal, sample_positions, unit, weight
 
 # Two float32 sums of strongly cancelling terms: on sevir_lr ours is 3e-3 off float64, the reference 1e-3.
 FLOAT32_GRADIENT = 5e-3
@@ -25,7 +27,7 @@ class FullModelLoader:
 
     def claims(self, path: Path, document: Document | None) -> bool:
         """A summary of a full-size Earthformer."""
-        return document is not None and "stages_fp64" in document and "base_units" in document.get("kwargs", {})
+        return document is not None and "stages_fp64" in document and "input_shape" in document.get("kwargs", {})
 
     def companions(self, path: Path) -> Collection[Path]:
         """None."""
@@ -35,7 +37,12 @@ class FullModelLoader:
         """Stages in float64, output and gradient norms in float32."""
         assert document is not None
         findings = Findings()
-        network = Earthformer(EarthformerConfig.model_validate(document["kwargs"])).eval()
+        try:
+            config = EarthformerConfig.model_validate(document["kwargs"])
+        except ValueError as error:
+            return GoldenResult(case_name(path), False, math.nan, EXACT, str(error))
+        auxiliary = config.auxiliary_channels is not None
+        network = (AuxiliaryEarthformer(config) if auxiliary else Earthformer(config)).eval()
         findings.require(
             "number of parameters", document["num_parameters"], sum(p.numel() for p in network.parameters())
         )
@@ -44,15 +51,28 @@ class FullModelLoader:
             findings.require(name, document["weight_first3"].get(name), [float(v) for v in golden.flatten()[:3]])
             parameter.data.copy_(golden)
         if not findings.failures:
-            x = torch.from_numpy(unit("input.x", [document["batch"], *document["kwargs"]["input_shape"]]))
-            _check_gradients(network, x, document, findings)
+            inputs = _inputs(config, document)
+            _check_gradients(network, inputs, document, findings)
             network.zero_grad(set_to_none=True)
-            _check_stages(network.double(), x.double(), document["stages_fp64"], findings)
+            _check_stages(network.double(), [x.double() for x in inputs], document["stages_fp64"], findings)
         return findings.result(path)
 
 
-def _check_gradients(network: nn.Module, x: Tensor, document: Document, findings: Findings) -> None:
-    y = network(x)
+def _inputs(config: EarthformerConfig, document: Document) -> list[Tensor]:
+    """The recipe's inputs: as listed under `inputs`, else the network's own shapes."""
+    if "inputs" in document:
+        listed = {name: (told["recipe"], told["key"], told["shape"]) for name, told in document["inputs"].items()}
+        order = document.get("input_order", list(listed))
+        return [torch.from_numpy(RECIPES[listed[name][0]](*listed[name][1:])) for name in order]
+    shapes = {"x": config.input_shape}
+    if config.auxiliary_channels is not None:
+        shapes["aux_enc"] = (*config.input_shape[:3], config.auxiliary_channels)
+        shapes["aux_dec"] = (*config.target_shape[:3], config.auxiliary_channels)
+    return [torch.from_numpy(unit(f"input.{name}", [document["batch"], *size])) for name, size in shapes.items()]
+
+
+def _check_gradients(network: nn.Module, inputs: list[Tensor], document: Document, findings: Findings) -> None:
+    y = network(*inputs)
     golden = document["stages_fp64"]["output"]
     allowed = FLOAT32_SLACK * document["fp32_vs_fp64"]["max_abs"] + 1e-6
     findings.compare("output in float32", _sample_error(y.detach(), golden), allowed)
@@ -61,8 +81,8 @@ def _check_gradients(network: nn.Module, x: Tensor, document: Document, findings
     check_gradients(network, norms["per_parameter_l2"], norms["total_norm"], FLOAT32_GRADIENT, findings)
 
 
-def _check_stages(network: Earthformer, x: Tensor, golden: dict[str, Any], findings: Findings) -> None:
-    stages = _stages(network, x)
+def _check_stages(network: nn.Module, inputs: list[Tensor], golden: dict[str, Any], findings: Findings) -> None:
+    stages = _stages(network, inputs)
     findings.require("stages", sorted(golden), sorted(set(stages) & set(golden)))
     for stage, summary in golden.items():
         value = stages.get(stage, torch.empty(0))
@@ -79,7 +99,7 @@ def _check_stage(stage: str, value: Tensor, golden: dict[str, Any], findings: Fi
         findings.compare(f"{name} of {stage}", abs(float(figure) - golden[name]) / largest, EXACT)
 
 
-def _stages(network: Earthformer, x: Tensor) -> dict[str, Tensor]:
+def _stages(network: nn.Module, inputs: list[Tensor]) -> dict[str, Tensor]:
     """What leaves each part of the network."""
     stages: dict[str, Tensor] = {}
 
@@ -93,10 +113,9 @@ def _stages(network: Earthformer, x: Tensor) -> dict[str, Tensor]:
 
         return hook
 
-    parts = ("initial_encoder", "enc_pos_embed", "encoder", "z_proj", "decoder", "final_decoder")
-    hooks = [network.get_submodule(name).register_forward_hook(keep(name)) for name in parts]
+    hooks = [part.register_forward_hook(keep(name)) for name, part in network.named_children()]
     with torch.no_grad():
-        stages["output"] = network(x)
+        stages["output"] = network(*inputs)
     for handle in hooks:
         handle.remove()
     return stages
