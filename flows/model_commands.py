@@ -29,10 +29,12 @@ def _registry() -> Tracking:
 def list_models(as_json: AsJson = False) -> None:
     """List every preset with its size and cost, and every registered model with its champion."""
     from models.earthformer.presets import list_presets
+    from models.prediff.presets import preset_names, summarise
 
-    presets = [
-        {"preset": one.name, "parameters": f"{one.parameters:,}", "GMAC": round(one.gmac, 2)} for one in list_presets()
-    ]
+    sizes = [(one.name, one.parameters, one.gmac) for one in list_presets()]
+    parts = [part for name in preset_names() for part in summarise(name)]
+    sizes += [(f"{part.preset} {part.network}", part.parameters, part.gmac) for part in parts]
+    presets = [{"preset": name, "parameters": f"{count:,}", "GMAC": f"{gmac:.2f}"} for name, count, gmac in sizes]
     registry = _registry()
     models = [
         {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.configuration import Anchor, ForecasterConfig, build_network
 from models.earthformer.config import EarthformerConfig
+from models.earthformer.execution import Execution, set_execution
 from models.transform import Transform
 
 _PUBLISHED: dict[str, Any] = {
@@ -192,12 +193,15 @@ def list_presets() -> Iterator[PresetSummary]:
 
 
 def summarise(name: str, architecture: EarthformerConfig) -> PresetSummary:
-    """Count the parameters and, by torch's flop counter, the multiply-adds of `architecture`."""
+    """Count the parameters and, by torch's flop counter, the multiply-adds of `architecture` in the plain way."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"):
         network = build_network(architecture)
-        network(*_example_inputs(architecture))
+        set_execution(network, Execution.PLAIN)
+        inputs = _example_inputs(architecture)
+        with FlopCounterMode(display=False) as counter:
+            network(*inputs)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return PresetSummary(name, parameters, counter.get_total_flops() / 2e9)
 

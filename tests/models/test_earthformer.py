@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,8 @@ from builders.networks import batch_of, small_architecture
 from models.configuration import build_network
 from models.earthformer.config import EarthformerConfig
 from models.earthformer.network import Earthformer
-from models.earthformer.presets import preset_config, preset_names, summarise
+from models.earthformer.presets import PresetSummary, preset_config, preset_names
+from models.earthformer.presets import summarise as measure
 
 PUBLISHED = {
     "earthformer/sevir": (8_659_677, 223.58),
@@ -24,6 +28,12 @@ PUBLISHED = {
     "earthformer/enso-paper": (7_600_077, 23.65),
     "earthformer/nbody": (6_702_109, 33.33),
 }
+
+
+@cache
+def summarise(name: str, architecture: EarthformerConfig) -> PresetSummary:
+    """As `presets.summarise`, once for each."""
+    return measure(name, architecture)
 
 
 def without_globals(name: str) -> EarthformerConfig:
@@ -44,6 +54,18 @@ def test_published_models_have_their_parameters_and_multiply_adds(name: str) -> 
 )
 def test_the_papers_models_without_global_vectors_have_their_parameters(name: str, parameters: int) -> None:
     assert summarise(name, without_globals(name)).parameters == parameters
+
+
+TABLE = Path(__file__).parents[2] / "models" / "PRESETS.md"
+ROW = re.compile(r"^\| `(earthformer/[\w-]+)`( without global vectors)? \| ([\d,]+) \| ([\d.]+) \|", re.MULTILINE)
+
+
+def test_the_documented_table_of_presets_is_what_is_measured() -> None:
+    rows = [(name, bool(bare), count, cost) for name, bare, count, cost in ROW.findall(TABLE.read_text())]
+    assert {name for name, *_ in rows} == set(preset_names())
+    for name, bare, count, cost in rows:
+        measured = summarise(name, without_globals(name) if bare else preset_config(name).architecture)
+        assert (f"{measured.parameters:,}", f"{measured.gmac:.2f}") == (count, cost), name
 
 
 def test_the_auxiliary_model_has_its_parameters() -> None:
