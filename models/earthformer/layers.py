@@ -9,6 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.earthformer.cuboids import Padding, Triple, pad_volume
+from models.earthformer.execution import TwoPathModule
+from models.earthformer.upsampling import (
+    Factors,
+    double_bias,
+    double_convolution,
+    double_kernel,
+    double_pays,
+    edge_kernels,
+    edge_surplus,
+    upsampled_convolution,
+    upsampled_kernel,
+    whole_factors,
+)
 
 Norm = Literal["layer_norm", "rms_norm"]
 Activation = Literal[
@@ -136,7 +149,7 @@ def merged_size(size: Triple, downsample: Triple) -> Triple:
     return t, h, w
 
 
-class Upsample3DLayer(nn.Module):
+class Upsample3DLayer(TwoPathModule):
     """(B, T, h, w, C) → (B, T, H, W, out_dim): nearest interpolation of each frame, then a convolution."""
 
     def __init__(self, dim: int, out_dim: int, target_size: Triple, *, kernel_size: int = 3) -> None:
@@ -145,9 +158,38 @@ class Upsample3DLayer(nn.Module):
         self.conv = nn.Conv2d(dim, out_dim, kernel_size, padding=kernel_size // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        return from_frames(self.upsampled(to_frames(x)), x.shape[0])
+
+    def upsampled(self, frames: Tensor) -> Tensor:
+        """Frames (N, C, h, w) → (N, out_dim, H, W)."""
+        factors = self._factors(frames)
+        if factors is None:
+            return self._plain(frames)
+        weight, taps = self.conv.weight, self.conv.kernel_size[0]
+        kernel = self.derived(f"kernel {factors}", (weight,), lambda: upsampled_kernel(weight, factors))
+        return upsampled_convolution(frames, kernel, self.conv.bias, factors, taps)
+
+    def upsampled_twice_convolved(self, frames: Tensor, second: nn.Conv2d) -> Tensor:
+        """second(upsampled(frames)), as one convolution where that takes fewer multiplications."""
+        factors, b, c = self._factors(frames), self.conv.bias, second.bias
+        if factors is None or b is None or c is None or not double_pays(self.conv, second, factors):
+            convolved: Tensor = second(self.upsampled(frames))
+            return convolved
+        w, v = self.conv.weight, second.weight
+        kernel = self.derived(f"double {factors}", (w, v), lambda: double_kernel(w, v, factors))
+        bias = self.derived("double bias", (b, v, c), lambda: double_bias(b, v, c))
+        edges = self.derived(f"edges {factors}", (w,), lambda: edge_kernels(w, factors))
+        surplus = edge_surplus(frames, edges, b, v, factors)
+        return double_convolution(frames, kernel, bias, surplus, factors)
+
+    def _plain(self, frames: Tensor) -> Tensor:
         _, height, width = self.target_size
-        frames = F.interpolate(to_frames(x), size=(height, width), mode="nearest")
-        return from_frames(self.conv(frames), x.shape[0])
+        convolved: Tensor = self.conv(F.interpolate(frames, size=(height, width), mode="nearest"))
+        return convolved
+
+    def _factors(self, frames: Tensor) -> Factors | None:
+        """Whole factors of the fast way; None where upsampling is done as written."""
+        return None if self.is_plain else whole_factors(frames.shape[2:], self.target_size[1:])
 
 
 def to_frames(x: Tensor) -> Tensor:
