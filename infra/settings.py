@@ -10,9 +10,9 @@ import tomllib
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
@@ -111,7 +111,11 @@ class VerificationSettings(_Frozen):
 
 
 class TrainingSettings(_Frozen):
-    """What `train` does when it is not told otherwise (a retraining started by an event, say)."""
+    """What `train` does when it is not told otherwise (a retraining started by an event, say).
+
+    With `dataset` and `dataset_url` (any fsspec address; `dataset_storage`: options such as anon) it trains on a
+    published dataset, read in place, instead of the archive; `thresholds` are then in that dataset's units.
+    """
 
     preset: str = "earthformer/small-64"
     budget: Duration = timedelta(minutes=20)
@@ -124,6 +128,16 @@ class TrainingSettings(_Frozen):
     split: tuple[float, float, float] = (0.7, 0.15, 0.15)
     event_limit: Duration | None = None
     guard: Duration | None = None
+    dataset: Literal["sevir", "sevir-lr", "icar-enso", "icar-enso-paper", "icar-enso-soda", "nbody"] | None = None
+    dataset_url: str | None = None
+    dataset_storage: dict[str, str | bool] = Field(default_factory=dict)
+    thresholds: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.dataset is None) != (self.dataset_url is None):
+            raise ValueError("expected dataset and dataset_url together, or neither")
+        return self
 
 
 class Domain(_Frozen):
@@ -193,6 +207,10 @@ class Settings(BaseSettings):
         }
 
 
+def _dataset_place(training: TrainingSettings, settings: Settings) -> dict[str, str]:
+    return {"dataset_url": settings.expand(training.dataset_url)} if training.dataset_url else {}
+
+
 def domain_files(settings: Settings) -> dict[str, Path]:
     """Known domains by name: those shipped here, overridden and extended by the folder `SQUALL_DOMAINS`."""
     folders = [Path(__file__).parent / "domains", *([settings.domains] if settings.domains else [])]
@@ -218,5 +236,6 @@ def load_domain(name: str, settings: Settings) -> Domain:
             "feed": domain.feed.model_copy(update={"url": settings.expand(domain.feed.url)}),
             "archive": domain.archive.model_copy(update={"url": settings.expand(domain.archive.url)}),
             "product": domain.product.model_copy(update={"url": settings.expand(domain.product.url)}),
+            "training": domain.training.model_copy(update=_dataset_place(domain.training, settings)),
         }
     )

@@ -17,7 +17,10 @@ from tasks.cycle import open_archive, tag_snapshot
 from tasks.rungs import RANK_TAG, find_named, registered_name
 from tasks.training.config import TrainConfig
 from tasks.training.data import TrainingData
+from tasks.training.datasets import Sequences, open_dataset
+from tasks.training.datasets.sampling import DatasetSamples
 from tasks.training.export_samples import export_samples
+from tasks.training.sample_set import SampleSet
 from tasks.training.samples import SampleSource, SampleSpec
 from tasks.verification.promotion import PromotionVerdict, Unavailable, decide
 
@@ -58,15 +61,22 @@ class Fitted:
     spec: SampleSpec
 
 
-def sample_data(domain: Domain, settings: Settings, as_of: str | None = None) -> TrainingData:
-    """The archive's snapshot in the training layout, under the state folder; one that is there is reused."""
+def sample_data(domain: Domain, settings: Settings, as_of: str | None = None) -> TrainingData | Sequences:
+    """The archive's snapshot in the training layout, under the state folder; one that is there is reused.
+
+    A domain that names a dataset trains on that, read where it lies.
+    """
+    told = domain.training
+    if told.dataset is not None and told.dataset_url is not None:
+        storage = told.dataset_storage or settings.storage_options(told.dataset_url)
+        return open_dataset(told.dataset, told.dataset_url, storage)
     return export_samples(open_archive(domain, settings), settings.root / "samples" / domain.name, as_of=as_of)
 
 
 def fit_model(
     domain: Domain,
     settings: Settings,
-    data: TrainingData,
+    data: TrainingData | Sequences,
     *,
     preset: str | None = None,
     budget: timedelta | None = None,
@@ -100,7 +110,7 @@ def fit_model(
     torch.set_num_threads(settings.threads)
     chosen = preset or domain.training.preset
     spec = sample_spec(domain, chosen, data)
-    samples = SampleSource(data, spec)
+    samples = cut_samples(data, spec)
     tracking = Tracking(settings.tracking_uri)
     parent = find_named(from_model, domain, settings) if from_model else None
     config = TrainConfig(
@@ -112,7 +122,7 @@ def fit_model(
         budget=budget or (domain.training.budget if max_steps is None else None),
         learning_rate=domain.training.learning_rate,
         loss=domain.training.loss,
-        thresholds=domain.verification.thresholds,
+        thresholds=_thresholds(domain),
         accelerator="auto" if settings.device == "auto" else settings.device,
         augment=domain.training.augment,
         ema_decay=domain.training.ema_decay,
@@ -128,7 +138,8 @@ def fit_model(
         folder = settings.root / "training" / log.run_id
         result = train(config, samples, folder, log, resume=resume is not None)
         snapshot = data.info.archive_snapshot
-        tag_snapshot(domain, settings, f"train-{log.run_id}", snapshot)  # outlives the archive's own history
+        if isinstance(data, TrainingData):
+            tag_snapshot(domain, settings, f"train-{log.run_id}", snapshot)  # outlives the archive's own history
         tags = {"squall.archive_snapshot": snapshot, "squall.code_revision": revision}
         version = register_checkpoint(tracking, name, result.checkpoint, log, tags)
         link = tracking.run_link(log)
@@ -146,7 +157,16 @@ def fit_model(
     )
 
 
-def sample_spec(domain: Domain, preset: str, data: TrainingData) -> SampleSpec:
+def cut_samples(data: TrainingData | Sequences, spec: SampleSpec) -> SampleSet:
+    """The windows of an archive's layout, or those of a dataset as published."""
+    return SampleSource(data, spec) if isinstance(data, TrainingData) else DatasetSamples(data, spec)
+
+
+def _thresholds(domain: Domain) -> tuple[float, ...]:
+    return domain.training.thresholds or domain.verification.thresholds
+
+
+def sample_spec(domain: Domain, preset: str, data: TrainingData | Sequences) -> SampleSpec:
     """Windows as the preset wants them, cropped where the archive's grid is larger, split as the domain says."""
     config, rule = preset_config(preset), domain.training
     return SampleSpec(
@@ -159,17 +179,18 @@ def sample_spec(domain: Domain, preset: str, data: TrainingData) -> SampleSpec:
     )
 
 
-def compare_models(domain: Domain, settings: Settings, data: TrainingData, fitted: Fitted) -> PromotionVerdict:
+def compare_models(
+    domain: Domain, settings: Settings, data: TrainingData | Sequences, fitted: Fitted
+) -> PromotionVerdict:
     """Judge the challenger on held-out wet windows beside the champion and both baselines, and log the evidence."""
     from models.forecaster import load_forecaster
     from tasks.training.evaluation import evaluate
     from tasks.training.log import log_evaluation, log_examples
 
-    samples = SampleSource(data, fitted.spec)
+    samples = cut_samples(data, fitted.spec)
     forecasters: dict[str, Forecaster] = {"challenger": load_forecaster(fitted.checkpoint), **_baselines(samples)}
     lost = _add_champion(forecasters, domain, settings, fitted, samples)
-    thresholds = domain.verification.thresholds
-    evaluation = evaluate(forecasters, samples, split="test", thresholds=thresholds, limit=JUDGED_WINDOWS)
+    evaluation = evaluate(forecasters, samples, split="test", thresholds=_thresholds(domain), limit=JUDGED_WINDOWS)
     verdict = _judge(evaluation, lost)
     with Tracking(settings.tracking_uri).run(f"squall/{domain.name}/training", "", run_id=fitted.run_id) as log:
         log_evaluation(log, evaluation, samples, "test")
@@ -184,7 +205,7 @@ def _judge(evaluation: Evaluation, lost: Unavailable | None) -> PromotionVerdict
         counts["challenger"],
         lost or counts.get("champion"),
         counts["persistence"],
-        counts["extrapolation"],
+        counts.get("extrapolation", Unavailable("extrapolation", "the quantity does not move with a wind")),
     )
 
 
@@ -204,17 +225,20 @@ def promote_model(settings: Settings, fitted: Fitted, verdict: PromotionVerdict)
     return tracking.version(fitted.name, fitted.version)
 
 
-def _baselines(samples: SampleSource) -> dict[str, Forecaster]:
+def _baselines(samples: SampleSet) -> dict[str, Forecaster]:
     from models.baselines.extrapolation import Extrapolation
+    from models.baselines.motion import QUANTITIES
     from models.baselines.persistence import Persistence
 
-    info, leads = samples.data.info, samples.spec.t_out
-    extrapolation = Extrapolation(info.quantity, info.cell_size_m, float(info.cadence_s), t_out=leads)
-    return {"persistence": Persistence(t_out=leads), "extrapolation": extrapolation}
+    info, leads = samples.info, samples.t_out
+    found: dict[str, Forecaster] = {"persistence": Persistence(t_out=leads)}
+    if info.quantity in QUANTITIES:
+        found["extrapolation"] = Extrapolation(info.quantity, info.cell_size_m, float(info.cadence_s), t_out=leads)
+    return found
 
 
 def _add_champion(
-    forecasters: dict[str, Forecaster], domain: Domain, settings: Settings, fitted: Fitted, samples: SampleSource
+    forecasters: dict[str, Forecaster], domain: Domain, settings: Settings, fitted: Fitted, samples: SampleSet
 ) -> Unavailable | None:
     """Put the model that nowcasts use now among `forecasters`; why it cannot be compared, where it cannot.
 
@@ -233,9 +257,10 @@ def _add_champion(
         forecaster = load_forecaster(champion.folder)
     except (ValueError, OSError, LookupError) as error:
         return Unavailable(f"{champion.name} {champion.version}", f"{type(error).__name__}: {error}")
-    theirs, ours = forecaster.config, samples.data.info
-    if abs(theirs.cell_size_m / ours.cell_size_m - 1) > _SAME_CELLS or theirs.cadence_s != ours.cadence_s:
-        told = f"trained on {theirs.cell_size_m:.0f} m and {theirs.cadence_s} s"
+    theirs, ours = forecaster.config, samples.info
+    same = (theirs.quantity, theirs.cadence_s) == (ours.quantity, ours.cadence_s)
+    if not same or abs(theirs.cell_size_m / ours.cell_size_m - 1) > _SAME_CELLS:
+        told = f"trained on {theirs.quantity} of {theirs.cell_size_m:.0f} m and {theirs.cadence_s} s"
         return Unavailable(f"{champion.name} {champion.version}", told)
     forecasters["champion"] = forecaster
     return None

@@ -39,7 +39,10 @@ _LEVELS: dict[str, Callable[[Floats], NDArray[np.floating[Any]]]] = {
     "rainfall_rate": lambda rate: 10.0 * np.log10(1.0 + 200.0 * np.power(np.maximum(rate, 0), 1.6)),
     "equivalent_reflectivity_factor": lambda dbz: dbz,
     "vil": lambda vil: 20.0 * np.log10(1.0 + 10.0 * np.maximum(vil, 0)),
+    "vil_code": lambda code: code / 4.0,  # SEVIR's byte code is nearly logarithmic itself
 }
+QUANTITIES = frozenset(_LEVELS)
+"""Quantities whose motion can be tracked."""
 
 
 @dataclass(frozen=True)

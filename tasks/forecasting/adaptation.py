@@ -14,11 +14,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from tasks.grid import cell_size_m, coarsen
-from tasks.units import NO_ECHO, dbz_to_rain, rain_to_dbz
+from tasks.units import NO_ECHO, dbz_to_rain, rain_to_dbz, sevir_to_vil, vil_to_sevir
 
 Fields = NDArray[np.float32]
 
 _RAIN, _DBZ = "rainfall_rate", "equivalent_reflectivity_factor"
+_VIL, _CODE = "vil", "vil_code"
+_LARGEST_CODE = 254.0  # 255 stands for missing
 
 
 class Unsuitable(ValueError):
@@ -31,7 +33,7 @@ class Needs:
 
     Attributes:
         t_in: Frames of context; the newest ones are taken.
-        quantity: rainfall_rate, equivalent_reflectivity_factor or vil; None takes the domain's.
+        quantity: rainfall_rate, equivalent_reflectivity_factor, vil or vil_code (SEVIR's); None takes the domain's.
         cell_size_m: Side of its training cells [m]; None takes the domain's.
         cadence_s: Step between its frames [s]; None takes the domain's.
         no_echo: dBZ of "no echo" in what it was trained on (reflectivity only).
@@ -127,6 +129,8 @@ def _converted(values: Fields, have: str, want: str, needs: Needs, no_echo: floa
         return rain_to_dbz(values, no_echo=needs.no_echo)
     if (have, want) == (_DBZ, _RAIN):
         return dbz_to_rain(values, no_echo=NO_ECHO if no_echo is None else no_echo)
+    if (have, want) == (_VIL, _CODE):
+        return np.where(np.isnan(values), np.float32(np.nan), vil_to_sevir(values).astype(np.float32))
     raise Unsuitable(f"expected {want} or what converts to it; got {have}")
 
 
@@ -135,4 +139,6 @@ def _reverted(values: Fields, have: str, want: str, needs: Needs, no_echo: float
         return dbz_to_rain(values, no_echo=needs.no_echo)
     if (have, want) == (_RAIN, _DBZ):
         return rain_to_dbz(np.maximum(values, 0), no_echo=NO_ECHO if no_echo is None else no_echo)
+    if (have, want) == (_CODE, _VIL):
+        return sevir_to_vil(np.minimum(values, _LARGEST_CODE))
     return np.asarray(values, np.float32)
