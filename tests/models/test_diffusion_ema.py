@@ -38,12 +38,12 @@ def test_the_network_has_the_average_inside_and_its_own_weights_again_after_a_fa
     average = WeightAverage(layer)
     nn.init.constant_(layer.weight, 5.0)
     with average.averaged(layer):
-        assert float(layer.weight) == 1.0
+        assert layer.weight.item() == 1.0
     with pytest.raises(RuntimeError, match="sampling"), average.averaged(layer):
         raise RuntimeError("sampling")
-    assert float(layer.weight) == 5.0
+    assert layer.weight.item() == 5.0
     average.copy_to(layer)
-    assert float(layer.weight) == 1.0
+    assert layer.weight.item() == 1.0
 
 
 def test_a_saved_average_goes_on_as_if_never_stopped() -> None:
