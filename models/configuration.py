@@ -55,16 +55,16 @@ class ForecasterConfig(BaseModel):
             raise ValueError(f"anchor {self.anchor} needs as many channels out as in")
         return self
 
-    def resized(self, *, t_in: int, t_out: int, patch: tuple[int, int]) -> Self:
-        """The same model for other frame counts and another grid (H, W).
+    def resized(self, *, t_in: int, t_out: int, patch: tuple[int, int], channels: int | None = None) -> Self:
+        """The same model for other frame counts and another grid (H, W), optionally for other channels, in and out.
 
         Raises:
             ValueError: the architecture cannot have that size.
         """
         architecture = self.architecture.model_dump()
         frames_in = t_in + (t_out if self.anchor == "extrapolation" else 0)
-        architecture["input_shape"] = (frames_in, *patch, self.architecture.input_shape[-1])
-        architecture["target_shape"] = (t_out, *patch, self.architecture.target_shape[-1])
+        architecture["input_shape"] = (frames_in, *patch, channels or self.architecture.input_shape[-1])
+        architecture["target_shape"] = (t_out, *patch, channels or self.architecture.target_shape[-1])
         update = {"architecture": architecture, "t_in": t_in, "t_out": t_out}
         return type(self).model_validate(self.model_dump() | update)
 

@@ -50,17 +50,17 @@ SEVERAL_DEVICES = "ddp_spawn_find_unused_parameters_true"
 _NEVER_ENDING = 10**9  # micro-batches of a training that only its budget ends
 
 
-def forecaster_config(preset: str, samples: SampleSet) -> ForecasterConfig:
-    """The preset completed by the quantity, cadence and cell size of what it is trained on.
+def forecaster_config(base: ForecasterConfig, samples: SampleSet) -> ForecasterConfig:
+    """The model completed by the quantity, cadence and cell size of what it is trained on.
 
     Raises:
-        ValueError: the samples' frames or size are not the preset's.
+        ValueError: the samples' frames or size are not the model's.
     """
-    base, info = preset_config(preset), samples.info
+    info = samples.info
     wanted = (base.t_in, base.t_out, *base.patch)
     came = (samples.t_in, samples.t_out, *samples.size)
     if wanted != came:
-        raise ValueError(f"expected samples (t_in, t_out, y, x) of {wanted} for {preset}; got {came}")
+        raise ValueError(f"expected samples (t_in, t_out, y, x) of {wanted} for {base.preset}; got {came}")
     update = {
         "quantity": info.quantity,
         "transform": Transform.of_quantity(info.quantity),
@@ -147,7 +147,7 @@ def train(
     Raises:
         ValueError: samples do not fit the model, or `folder` holds another training.
     """
-    model = model or forecaster_config(config.preset, samples)
+    model = model or forecaster_config(preset_config(config.preset), samples)
     task = Task(config, model, samples, folder, log, choose_loss(config, model.transform))
     _claim(task, resume)
     state = load_latest_state(folder / "states") if resume else None

@@ -16,6 +16,7 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 from models.configuration import ForecasterConfig, build_network
 from models.forecaster import load_forecaster
 from tasks.training.config import TrainConfig
+from tasks.training.finetuning import choose_model, parse_window
 from tasks.training.fit import train
 from tasks.training.samples import SampleSource, SampleSpec
 
@@ -104,10 +105,7 @@ def test_a_model_is_fine_tuned_on_another_grid_with_other_lengths(tmp_path: Path
 
 def test_a_model_of_two_channels_is_fine_tuned_on_one(tmp_path: Path) -> None:
     base = small_model()
-    architecture = base.architecture.model_dump()
-    for field in ("input_shape", "target_shape"):
-        architecture[field] = (*architecture[field][:3], 2)
-    two = ForecasterConfig.model_validate(base.model_dump() | {"architecture": architecture})
+    two = base.resized(t_in=3, t_out=2, patch=(16, 16), channels=2)
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "two", two, build_network(two).state_dict())
     log = Recorded()
@@ -124,3 +122,27 @@ def test_a_parent_of_other_widths_is_refused_before_anything_is_trained(tmp_path
     with pytest.raises(ValueError, match=r"expected \(2, 32\); got \(2, 16\)"):
         train(replace(CONFIG, from_model=parent), samples(tmp_path / "data"), tmp_path / "run", model=wide)
     assert not (tmp_path / "run" / "states").exists()
+
+
+def test_a_window_is_told_as_frames_and_cells() -> None:
+    assert parse_window("13:18:64x128") == (13, 18, (64, 128))
+    for text in ("13:18", "13:18:64", "0:12:64x64", "a:b:cxd", "13:12:64x64 "):
+        with pytest.raises(ValueError, match="such as 13:12:64x64"):
+            parse_window(text)
+
+
+def test_the_model_asked_for_counts_before_the_parents_and_the_domains(parent: Path) -> None:
+    default = "earthformer/tiny"
+    assert choose_model(None, None, default).preset == default
+    assert choose_model("earthformer/demo", parent, default).preset == "earthformer/demo"
+    assert choose_model(None, parent, default) == load_checkpoint(parent)[0]
+    larger = choose_model(None, parent, default, parse_window("4:3:24x32"))
+    assert (larger.t_in, larger.t_out, larger.patch) == (4, 3, LARGER)
+
+
+def test_a_model_of_several_channels_is_chosen_with_one_and_one_with_covariates_is_refused(tmp_path: Path) -> None:
+    two = small_model().resized(t_in=3, t_out=2, patch=(16, 16), channels=2)
+    save_checkpoint(tmp_path, two, build_network(two).state_dict())
+    assert choose_model(None, tmp_path, "earthformer/tiny") == small_model()
+    with pytest.raises(ValueError, match="without auxiliary inputs"):
+        choose_model("earthformer/earthnet", None, "earthformer/tiny")
