@@ -122,7 +122,7 @@ def _windows(golden: Mapping[str, Any]) -> Comparisons:
         months = window_months(length, t_in, t_out, gap=gap, stride_in=stride_in, stride_out=stride_out)
         yield exact(f"{name}: count", told["count"], len(months))
         for key, row in (("first", 0), ("last", -1)):
-            yield exact(f"{name}: {key}", told[key], months[row].tolist())
+            yield exact(f"{name}: {key}", told.get(key, []), months[row].tolist() if len(months) else [])
 
 
 def _transform(golden: Mapping[str, Any]) -> Comparisons:

@@ -135,6 +135,20 @@ def test_a_dataset_travels_to_another_process_without_open_files(sevir: Path) ->
     np.testing.assert_array_equal(copied.read(copied.samples.draw(1, 0, 2)), wanted)
 
 
+def test_a_dataset_in_a_bucket_is_read_where_it_lies(sevir: Path) -> None:
+    import fsspec
+
+    bucket = fsspec.filesystem("memory")
+    bucket.put(str(sevir), "/sevir", recursive=True)
+    local, remote = (DatasetSamples(open_dataset("sevir", url), PAPER) for url in (str(sevir), "memory://sevir"))
+    assert remote.info == local.info
+    windows = remote.held_out("test")
+    np.testing.assert_array_equal(remote.reader().read(windows), local.reader().read(windows))
+    bucket.rm("/sevir", recursive=True)
+    with pytest.raises(DatasetError, match=r"CATALOG\.csv under memory://sevir"):
+        open_dataset("sevir", "memory://sevir")
+
+
 def test_a_missing_catalogue_and_a_missing_column_are_named(tmp_path: Path, sevir: Path) -> None:
     with pytest.raises(DatasetError, match=r"CATALOG\.csv"):
         Sevir(str(tmp_path / "nowhere"))
@@ -202,6 +216,16 @@ def test_enso_windows_are_as_far_apart_as_the_protocol_says(
     dataset = Enso(str(write_enso(tmp_path)), models=(2, 4), years=(3, 2), protocol=protocol)
     samples = DatasetSamples(dataset, SampleSpec(t_in=12, t_out=t_out))
     assert samples.describe()["windows"] == expected
+
+
+def test_enso_files_of_the_classic_form_are_read_alike(tmp_path: Path) -> None:
+    folder, classic = write_enso(tmp_path / "new"), tmp_path / "classic"
+    classic.mkdir()
+    for path in folder.glob("CMIP_*.nc"):
+        with xr.open_dataset(path, engine="h5netcdf") as content:
+            content.to_netcdf(classic / path.name, engine="scipy")
+    one, other = (Enso(str(place), models=(2, 4), years=(3, 2)) for place in (folder, classic))
+    np.testing.assert_array_equal(one.read(3), other.read(3))
 
 
 def test_enso_can_be_tested_on_the_reanalysis(tmp_path: Path) -> None:
