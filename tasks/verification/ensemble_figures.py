@@ -109,7 +109,7 @@ def ensemble_picture(
     probability = np.where(known, (forecast >= threshold).mean(axis=0), np.nan)
     shown = {f"member {number + 1}": member for number, member in enumerate(forecast[:members])}
     rows = {"observed": observed, "mean": forecast.mean(axis=0), **shown, f"P(≥ {threshold:g})": probability}
-    figure = Figure(figsize=(1.7 * len(titles) + 1.2, 1.7 * len(rows) + 0.4), layout="constrained")
+    figure = Figure(figsize=(1.7 * len(titles) + 1.2, 1.7 * len(rows) + 0.4), layout="compressed")
     panels = figure.subplots(len(rows), len(titles), squeeze=False)
     for line, (name, fields) in zip(panels, rows.items(), strict=True):
         image = [
