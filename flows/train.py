@@ -9,7 +9,7 @@ from prefect import flow
 from infra.attachment import running_settings
 from infra.settings import load_domain, parse_duration
 from tasks import steps
-from tasks.learning import find_interrupted
+from tasks.training.resumption import find_interrupted
 
 
 @flow(name="train", flow_run_name="train {domain}", log_prints=True)
@@ -26,6 +26,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a challenger on the archive and let the promotion gate decide.
 
+    A run whose process was killed and that is started again goes on with the training that it began.
+
     Args:
         domain: A domain's name.
         preset: `family/preset`; default: the domain's.
@@ -40,7 +42,10 @@ def train(
     settings = running_settings()
     place = load_domain(domain, settings)
     print(f"training for {domain}: {reason}")
+    request = steps.flow_run_id()
+    resume = resume or steps.find_begun(settings, domain, request)
     if resume is not None:
+        print(f"going on with {resume}")
         told = find_interrupted(settings, resume)
         preset, seed, as_of, max_steps = told.preset, told.seed, told.archive_snapshot, told.max_steps
     data = steps.sample_data(place, settings, as_of)
@@ -54,6 +59,7 @@ def train(
         max_steps=max_steps,
         from_model=from_model,
         resume=resume,
+        request=request,
         seed=seed,
     )
     verdict = steps.compare_models(place, settings, data, fitted)

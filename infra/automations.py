@@ -1,4 +1,4 @@
-"""Automations of the Prefect server: runs whose process vanished are crashed, degraded skill starts a training."""
+"""Automations of the Prefect server: vanished runs are crashed, crashed trainings go on, degraded skill starts one."""
 
 from __future__ import annotations
 
@@ -42,6 +42,36 @@ def ensure_zombies_crash(client: SyncPrefectClient) -> None:
         name=None, state=StateType.CRASHED, force=False, message="No heartbeat: the process of this run has vanished."
     )
     _ensure(client, AutomationCore(name="squall: crash vanished runs", trigger=trigger, actions=[crash]))
+
+
+def ensure_trainings_go_on(client: SyncPrefectClient) -> None:
+    """A `train` run that crashed (its process was killed, or its worker with it) is started again, as the same run.
+
+    It goes on from its newest state and fails where it gets no further. One that failed stays failed, and so does one
+    whose process dies before the flow runs at all.
+    """
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    trigger = EventTrigger(
+        after={"prefect.flow-run.Running"},
+        expect={"prefect.flow-run.Crashed"},
+        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+        match_related=ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": ["train"]}),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(0),
+    )
+    again = ChangeFlowRunState(
+        name="AwaitingRetry",
+        state=StateType.SCHEDULED,
+        force=False,
+        message="Its process has vanished: it goes on from its newest state.",
+    )
+    _ensure(client, AutomationCore(name="squall: go on with crashed trainings", trigger=trigger, actions=[again]))
 
 
 def ensure_retraining(client: SyncPrefectClient, domain: str) -> None:

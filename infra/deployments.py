@@ -89,11 +89,12 @@ def deploy_all(settings: Settings, latency: Callable[[Domain], timedelta] | None
     Raises:
         RuntimeError: no Prefect server.
     """
-    from infra.automations import ensure_retraining, ensure_zombies_crash
+    from infra.automations import ensure_retraining, ensure_trainings_go_on, ensure_zombies_crash
 
     names: list[str] = []
     with prefect_client(settings) as client:
         ensure_zombies_crash(client)
+        ensure_trainings_go_on(client)
         for name in domain_files(settings):
             domain, active = load_domain(name, settings), name in settings.active_domains
             delay = latency(domain) if latency else None

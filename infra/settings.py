@@ -125,6 +125,7 @@ class TrainingSettings(_Frozen):
     augment: bool = False
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     validate_every: int = Field(default=500, ge=1)
+    checkpoint_every: int = Field(default=200, ge=1)
     split: tuple[float, float, float] = (0.7, 0.15, 0.15)
     event_limit: Duration | None = None
     guard: Duration | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +19,7 @@ from tasks.training.data import TrainingData
 from tasks.training.datasets import Sequences, open_dataset
 from tasks.training.datasets.sampling import DatasetSamples
 from tasks.training.export_samples import export_samples
+from tasks.training.resumption import REQUEST_TAG, alone, experiment_of, find_interrupted, training_folder
 from tasks.training.sample_set import SampleSet
 from tasks.training.samples import SampleSource, SampleSpec
 from tasks.verification.promotion import PromotionVerdict, Unavailable, decide
@@ -83,6 +83,7 @@ def fit_model(
     max_steps: int | None = None,
     from_model: str | None = None,
     resume: str | None = None,
+    request: str | None = None,
     seed: int = 0,
 ) -> Fitted:
     """Train (or go on training), log everything and register the result as challenger.
@@ -96,6 +97,7 @@ def fit_model(
         max_steps: Optimiser steps; with neither, the domain's budget.
         from_model: `NAME@ALIAS` to start from.
         resume: MLflow run id of a training that was interrupted.
+        request: What asks for it (a flow run's id): asking again goes on with the training that it began.
         seed: Of order, draws and initial weights.
 
     Raises:
@@ -112,7 +114,7 @@ def fit_model(
     spec = sample_spec(domain, chosen, data)
     samples = cut_samples(data, spec)
     tracking = Tracking(settings.tracking_uri)
-    parent = find_named(from_model, domain, settings) if from_model else None
+    start, parent = _starting_point(from_model, resume, domain, settings)
     config = TrainConfig(
         domain=domain.name,
         preset=chosen,
@@ -127,15 +129,16 @@ def fit_model(
         augment=domain.training.augment,
         ema_decay=domain.training.ema_decay,
         val_every=domain.training.validate_every,
-        from_model=Path(parent.folder) if parent else None,
+        checkpoint_every=domain.training.checkpoint_every,
+        from_model=start,
     )
-    name = registered_name(domain, chosen.partition("/")[0])
-    with tracking.run(f"squall/{domain.name}/training", chosen, run_id=resume) as log:
-        revision = code_revision()
-        parent_name = f"{parent.name}@{parent.version}" if parent else None
+    name, revision = registered_name(domain, chosen.partition("/")[0]), code_revision()
+    asked = {REQUEST_TAG: request} if request else {}
+    experiment = experiment_of(domain.name)
+    with tracking.run(experiment, chosen, resume, asked) as log, alone(training_folder(settings, log.run_id)):
         if resume is None:
-            log_provenance(log, config, samples, code_revision=revision, parent_model=parent_name)
-        folder = settings.root / "training" / log.run_id
+            log_provenance(log, config, samples, code_revision=revision, parent_model=parent)
+        folder = training_folder(settings, log.run_id)
         result = train(config, samples, folder, log, resume=resume is not None)
         snapshot = data.info.archive_snapshot
         if isinstance(data, TrainingData):
@@ -166,6 +169,18 @@ def _thresholds(domain: Domain) -> tuple[float, ...]:
     return domain.training.thresholds or domain.verification.thresholds
 
 
+def _starting_point(
+    from_model: str | None, resume: str | None, domain: Domain, settings: Settings
+) -> tuple[Path | None, str | None]:
+    """Checkpoint to fine-tune and its `name@version`; a resumed training keeps its own, wherever the alias points."""
+    if resume is not None:
+        return find_interrupted(settings, resume).from_model, None
+    if from_model is None:
+        return None, None
+    found = find_named(from_model, domain, settings)
+    return Path(found.folder), f"{found.name}@{found.version}"
+
+
 def sample_spec(domain: Domain, preset: str, data: TrainingData | Sequences) -> SampleSpec:
     """Windows as the preset wants them, cropped where the archive's grid is larger, split as the domain says."""
     config, rule = preset_config(preset), domain.training
@@ -192,7 +207,7 @@ def compare_models(
     lost = _add_champion(forecasters, domain, settings, fitted, samples)
     evaluation = evaluate(forecasters, samples, split="test", thresholds=_thresholds(domain), limit=JUDGED_WINDOWS)
     verdict = _judge(evaluation, lost)
-    with Tracking(settings.tracking_uri).run(f"squall/{domain.name}/training", "", run_id=fitted.run_id) as log:
+    with Tracking(settings.tracking_uri).run(experiment_of(domain.name), "", run_id=fitted.run_id) as log:
         log_evaluation(log, evaluation, samples, "test")
         log_examples(log, forecasters, samples, split="test")
         _log_verdict(log, verdict)
@@ -264,37 +279,3 @@ def _add_champion(
         return Unavailable(f"{champion.name} {champion.version}", told)
     forecasters["champion"] = forecaster
     return None
-
-
-@dataclass(frozen=True)
-class Interrupted:
-    """What an interrupted training was told; going on needs the same.
-
-    Attributes:
-        preset: Architecture, `family/preset`.
-        seed: Of order, draws and weights.
-        archive_snapshot: Its samples.
-        max_steps: Optimiser steps, where it had them.
-        budget: Wall time, where it had one.
-    """
-
-    preset: str
-    seed: int
-    archive_snapshot: str
-    max_steps: int | None
-    budget: timedelta | None
-
-
-def find_interrupted(settings: Settings, run_id: str) -> Interrupted:
-    """What the training of an MLflow run was told.
-
-    Raises:
-        ValueError: no such training under this state folder.
-    """
-    path = settings.root / "training" / run_id / "training.json"
-    if not path.exists():
-        known = sorted(folder.name for folder in path.parent.parent.glob("*")) or ["none"]
-        raise ValueError(f"expected a training of {', '.join(known)}; got {run_id!r}")
-    told = json.loads(path.read_text())
-    config = told["config"]
-    return Interrupted(config["preset"], config["seed"], told["archive_snapshot"], config["max_steps"], None)

@@ -20,6 +20,7 @@ from prefect.tasks import exponential_backoff
 
 from tasks import cycle, learning
 from tasks.feeds import FrameRejected
+from tasks.training import resumption
 from tasks.verification import degradation, skill_log
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ summarise_skill = _step(cycle.summarise_skill, retries=4, minutes=5, tags={"stor
 log_skill = _step(skill_log.log_skill, retries=2, minutes=5, tags={"registry"})
 judge_recent = _step(degradation.judge_skill, retries=0, minutes=5, tags={"skill"})
 expire = _step(cycle.expire_products_and_snapshots, retries=2, minutes=30, tags={"store"})
+find_begun = _step(resumption.find_begun, retries=4, minutes=5, tags={"registry"})
 sample_data = _step(learning.sample_data, retries=2, minutes=120, tags={"archive"})
 fit_model = _step(learning.fit_model, retries=0, minutes=7 * 24 * 60, tags={"model", "gpu"})
 compare_models = _step(learning.compare_models, retries=1, minutes=120, tags={"model"})
@@ -119,6 +121,14 @@ def show_training(domain: str, fitted: Fitted, verdict: PromotionVerdict) -> Non
         key=f"training-{domain}",
         description=f"{fitted.name} version {fitted.version}",
     )
+
+
+def flow_run_id() -> str | None:
+    """Id of this flow run: the same when it is started again because its process has vanished."""
+    from prefect.runtime import flow_run
+
+    found = flow_run.id
+    return str(found) if found else None
 
 
 def start_delay() -> float | None:

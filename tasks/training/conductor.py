@@ -120,7 +120,7 @@ class Conductor:
             self._log({"train/loss": float(outputs["loss"]), **self._rates(trainer)}, trainer)
         if step % self.config.val_every == 0:
             self._validate(trainer, pl_module)
-        if step % self.config.checkpoint_every == 0:
+        if step % self.config.checkpoint_every == 0 and step != self.config.max_steps:
             self._save(trainer, pl_module)
         self._stop_if_due(trainer)
 
@@ -208,7 +208,6 @@ class Conductor:
         if self.progress.validated != self.progress.step or self.result is None:
             self._validate(trainer, pl_module)
         self._keep("last", trainer)
-        self._save(trainer, pl_module)
         if trainer.is_global_zero and self.result is not None:
             info = self.task.samples.info
             outcome = {
@@ -217,3 +216,4 @@ class Conductor:
                 "steps_here": self.progress.step - self.first_step,
             }
             (self.task.folder / OUTCOME).write_text(json.dumps(outcome))
+        self._save(trainer, pl_module)  # last: a state of the last step says that all the rest is there

@@ -110,12 +110,15 @@ def log_examples(log: RunLog, forecasters: Mapping[str, Forecaster], samples: Sa
 def register_checkpoint(
     tracking: Tracking, name: str, checkpoint: Path, log: RunLog, tags: Mapping[str, str]
 ) -> ModelVersion:
-    """Register a checkpoint as a version of `name` and make it the challenger."""
+    """Register a checkpoint as a version of `name` and make it the challenger; repeated, it is the same version."""
     from infra.tracking import TensorSignature
 
     config = load_config(checkpoint)
     any_size: Sequence[int] = (-1, -1)
     signature = TensorSignature((-1, config.t_in, *any_size), (-1, -1, config.t_out, *any_size))
-    version = tracking.register(name, checkpoint, run_id=log.run_id, signature=signature, tags=tags)
-    tracking.challenge(name, version.version)
+    version = tracking.registered_by(name, log.run_id)
+    if version is None:
+        version = tracking.register(name, checkpoint, run_id=log.run_id, signature=signature, tags=tags)
+    if not version.aliases:
+        tracking.challenge(name, version.version)
     return tracking.version(name, version.version)

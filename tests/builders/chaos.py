@@ -28,11 +28,13 @@ from tasks.feeds.simulated import simulated_objects
 from tasks.products.index import list_products
 from tasks.products.manifest import verify_product
 from tasks.products.publishing import read_latest
+from tasks.training.resumption import training_folder
 
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
 CADENCE = timedelta(minutes=5)
 FRAMES = 96
 END = START + (FRAMES - 1) * CADENCE
+WEIGHTS = "model.safetensors"
 
 # What a reader may meet while the store is away. Anything else is a finding.
 UNREACHABLE = (OSError, BotoCoreError, icechunk.IcechunkError)
@@ -56,6 +58,12 @@ lead_times = 6
 ladder = ["extrapolation", "persistence"]
 [product]
 url = "{store}/%(name)s"
+[training]
+batch_size = 1
+checkpoint_every = 2
+split = [0.5, 0.25, 0.25]
+event_limit = "150min"
+guard = "0s"
 """
 
 
@@ -144,6 +152,17 @@ def assert_same_frames(seen: xr.Dataset, expected: xr.Dataset) -> None:
 def complete_products(domain: Domain, settings: Settings) -> list[str]:
     """Paths of the products that have a manifest."""
     return [folder.path for folder in list_products(product_store(domain, settings), domain.name)]
+
+
+def training_step(settings: Settings, run_id: str) -> int:
+    """The newest step from which a training can go on; 0 while there is none."""
+    found = training_folder(settings, run_id).glob("states/step-*")
+    return max((int(path.name[5:]) for path in found if path.name[5:].isdigit()), default=0)
+
+
+def parameters(settings: Settings, run_id: str) -> dict[str, bytes]:
+    """What a training came to, to the bit."""
+    return {name: (training_folder(settings, run_id) / name / WEIGHTS).read_bytes() for name in ("best", "last")}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Processes, worker, object store and server are killed while frames are archived and products published.
+"""Processes, worker, store and server are killed while frames are archived, products published and models trained.
 
 Nothing may be lost, nothing doubled, and no reader may ever see half of anything.
 """
@@ -22,10 +22,24 @@ from infra.deployments import deploy_domain, prefect_server
 from infra.objects import open_filesystem
 from infra.settings import Domain, Settings, load_domain
 from infra.stack_state import StackState, hold
+from infra.tracking import Tracking
 from tasks.cycle import ingest_frames
+from tasks.learning import fit_model, sample_data
+from tasks.training.resumption import REQUEST_TAG, experiment_of, read_starts
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
-NAMES = ("a-ingest", "a-create", "a-publish", "b-worker", "c-both", "d-ingest", "d-publish", "d-server")
+NAMES = (
+    "a-ingest",
+    "a-create",
+    "a-publish",
+    "b-worker",
+    "c-both",
+    "d-ingest",
+    "d-publish",
+    "d-server",
+    "e-train",
+    "e-calm",
+)
 
 
 @dataclass(frozen=True)
@@ -208,5 +222,51 @@ def test_a_publication_outlives_the_loss_of_the_store(place: Place) -> None:
     assert len(chaos.complete_products(domain, place.settings)) == 1
 
 
-def state_of(place: Place, run: Any) -> str:
-    return next(str(seen.state_name) for seen in flow_runs(place.settings, "ingest") if seen.id == run.id)
+def test_a_training_killed_alone_and_with_its_worker_goes_on_to_the_same_bits(place: Place) -> None:
+    name, steps = "e-train", 14
+    settings, domain = place.settings, place.domain(name)
+    for each in (name, "e-calm"):
+        archive_it(place, each)
+    deploy_domain(settings, domain)
+    tracking = Tracking(settings.tracking_uri)
+    run = started(place, f"train/{name}", max_steps=steps)
+    run_id = eventually(
+        lambda: tracking.find_tagged(experiment_of(name), REQUEST_TAG, str(run.id)), 240, "the training has begun"
+    )
+
+    def reaches(step: int) -> None:
+        eventually(lambda: chaos.training_step(settings, run_id) >= step, 180, f"step {step}")
+
+    reaches(2)
+    kill_flow(place)
+    eventually(lambda: state_of(place, run, "train") != "Running", 120, "the worker has noticed")
+    reaches(6)
+    assert read_starts(settings, str(run.id)).step >= 2
+    worker = pid_of(settings, "worker")
+    psutil.Process(worker).kill()
+    kill_flow(place)
+    calm = fit_calmly(place, "e-calm", steps)
+    eventually(lambda: state_of(place, run, "train") == "Completed", 400, "the training has ended")
+    assert read_starts(settings, str(run.id)).step >= 6
+    assert chaos.parameters(settings, run_id) == chaos.parameters(settings, calm)
+    (version,) = tracking.versions(f"{name}-earthformer")
+    assert version.run_id == run_id
+
+
+def state_of(place: Place, run: Any, flow: str = "ingest") -> str:
+    return next(str(seen.state_name) for seen in flow_runs(place.settings, flow) if seen.id == run.id)
+
+
+def kill_flow(place: Place) -> None:
+    """SIGKILL whatever process runs a flow."""
+    processes = flow_processes(place.state)
+    assert processes
+    for process in processes:
+        process.kill()
+
+
+def fit_calmly(place: Place, name: str, steps: int) -> str:
+    """The same training, undisturbed; its MLflow run."""
+    domain = place.domain(name)
+    data = sample_data(domain, place.settings)
+    return fit_model(domain, place.settings, data, max_steps=steps).run_id
