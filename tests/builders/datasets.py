@@ -9,6 +9,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from tasks.training.datasets.nbody import NBody
+
 HEADER = "id,file_name,file_index,img_type,time_utc,minute_offsets,event_type,pct_missing"
 STORMS, RANDOM = "vil/2018/STORMS_2018.h5", "vil/2019/RANDOM_2019.h5"
 # id, file, row, time, missing: two train, one val, two test events; the others fall to a filter.
@@ -74,3 +76,8 @@ def write_digits(folder: Path, count: int = 12) -> Path:
     head = bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes()
     path.write_bytes(head + images.tobytes())
     return path
+
+
+def tiny_nbody(folder: Path, seed: int = 0) -> NBody:
+    """Eight sequences of the published length from a dozen digits."""
+    return NBody(str(write_digits(folder)), seed=seed, counts={"train": 4, "val": 2, "test": 2})

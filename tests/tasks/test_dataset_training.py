@@ -12,12 +12,22 @@ import pytest
 import torch
 import xarray as xr
 
-from builders.datasets import EVENTS, write_sevir
+from builders.datasets import EVENTS, codes, tiny_nbody, write_enso, write_sevir
 from infra.settings import Domain, Settings, TrainingSettings, load_domain
+from models.baselines.persistence import Persistence
+from models.configuration import ForecasterConfig
+from models.earthformer.presets import preset_config
 from models.forecaster import load_forecaster
+from models.transform import Transform
 from tasks import learning
 from tasks.forecasting.adaptation import Needs, adapt, restore
-from tasks.training.datasets import DATASETS
+from tasks.training.config import TrainConfig
+from tasks.training.datasets import DATASETS, open_dataset
+from tasks.training.datasets.enso import Enso
+from tasks.training.datasets.sampling import DatasetSamples
+from tasks.training.evaluation import evaluate
+from tasks.training.fit import train
+from tasks.training.samples import SampleSpec
 from tasks.units import sevir_to_vil
 
 DOMAIN = """
@@ -72,6 +82,73 @@ def test_a_training_on_sevir_ends_with_a_verdict_and_a_registered_model(settings
     model = load_forecaster(fitted.checkpoint)
     assert (model.config.quantity, model.config.transform.scale) == ("vil_code", 255.0)
     assert torch.get_num_threads() == 1
+
+
+def small(preset: str, samples: DatasetSamples) -> ForecasterConfig:
+    """The preset's kind of model, thinned to train in a second on the dataset at hand."""
+    told = preset_config(preset).model_dump()
+    thin = {"base_units": 16, "num_global_vectors": 0, "separate_global_qkv": False, "use_global_self_attn": False}
+    stem = {"initial_downsample_type": "conv", "initial_downsample_scale": 4, "initial_downsample_conv_layers": 1}
+    told["architecture"] |= thin | stem | {"final_upsample_conv_layers": 1, "enc_depth": (1, 1), "dec_depth": (1, 1)}
+    told |= {"quantity": samples.info.quantity, "transform": Transform.of_quantity(samples.info.quantity).model_dump()}
+    config = ForecasterConfig.model_validate(told | {"cadence_s": samples.info.cadence_s})
+    return config.resized(t_in=samples.t_in, t_out=samples.t_out, patch=samples.size)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_training_on_sevir_runs_from_files_to_checkpoint_and_scores(tmp_path: Path, workers: int) -> None:
+    torch.set_num_threads(1)
+    samples = DatasetSamples(open_dataset("sevir", str(write_sevir(tmp_path / "sevir"))), SampleSpec(t_in=13, t_out=12))
+    config = TrainConfig(
+        domain="benchmark",
+        preset="earthformer/sevir",
+        batch_size=2,
+        max_steps=4,
+        loss="mse",
+        thresholds=(16.0, 74.0, 133.0),
+        val_every=4,
+        workers=workers,
+        precision="32-true",
+        accelerator="cpu",
+        progress_bar=False,
+        ema_decay=0.9,
+    )
+    result = train(config, samples, tmp_path / "run", model=small("earthformer/sevir", samples))
+    assert result.steps == 4
+    assert {"val/loss", "val/csi_16/lead_5min", "val/mse/lead_60min"} <= set(result.metrics)
+    found = evaluate({"persistence": Persistence(12)}, samples, split="test", thresholds=(16.0, 74.0))
+    counts = found.counts["persistence"]
+    assert len(counts) == 6
+    assert set(counts.events) == {"R2", "R3"}
+    event = np.moveaxis(codes(3, (16, 16, 49)), -1, 0)
+    hits = np.sum((event[12] >= 74) & (event[13] >= 74))
+    assert counts.hits[0, 0, 1] == hits
+
+
+@pytest.mark.parametrize("name", ["icar-enso", "nbody"])
+def test_trainings_on_other_datasets_run(tmp_path: Path, name: str) -> None:
+    torch.set_num_threads(1)
+    if name == "nbody":
+        samples = DatasetSamples(tiny_nbody(tmp_path), SampleSpec(t_in=10, t_out=10))
+    else:
+        dataset = Enso(str(write_enso(tmp_path / "data")), models=(2, 4), years=(3, 2))
+        samples = DatasetSamples(dataset, SampleSpec(t_in=12, t_out=14))
+    preset = "earthformer/nbody" if name == "nbody" else "earthformer/enso"
+    config = TrainConfig(
+        domain="benchmark",
+        preset=preset,
+        batch_size=2,
+        max_steps=2,
+        loss="mse",
+        thresholds=(0.5,),
+        val_windows=4,
+        precision="32-true",
+        accelerator="cpu",
+        progress_bar=False,
+    )
+    result = train(config, samples, tmp_path / "run", model=small(preset, samples))
+    assert result.steps == 2
+    assert np.isfinite(result.metrics["val/loss"])
 
 
 def vil_frames(values: np.ndarray) -> xr.DataArray:

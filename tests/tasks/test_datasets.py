@@ -11,22 +11,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 
-from builders.datasets import RANDOM, STORMS, codes, write_digits, write_enso, write_sevir
-from models.baselines.persistence import Persistence
-from models.configuration import ForecasterConfig
-from models.earthformer.presets import preset_config
+from builders.datasets import RANDOM, STORMS, codes, tiny_nbody, write_digits, write_enso, write_sevir
 from models.transform import Transform
-from tasks.training.config import TrainConfig
 from tasks.training.datasets import DatasetError, open_dataset
 from tasks.training.datasets.enso import Enso, fold_rows, target_index, window_months
 from tasks.training.datasets.nbody import NBody, Physics, crop, random_launch, trajectory
 from tasks.training.datasets.sampling import DatasetSamples
 from tasks.training.datasets.sevir import Sevir, published_order, reduce_resolution
-from tasks.training.evaluation import evaluate
-from tasks.training.fit import train
 from tasks.training.samples import SampleSpec, Window
 
 PAPER = SampleSpec(t_in=13, t_out=12)
@@ -272,10 +265,6 @@ def test_rows_of_another_length_cannot_be_folded() -> None:
         fold_rows(np.zeros((3, 24)))
 
 
-def tiny_nbody(tmp_path: Path, **options: object) -> NBody:
-    return NBody(str(write_digits(tmp_path)), counts={"train": 4, "val": 2, "test": 2}, **options)
-
-
 def test_an_nbody_sequence_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
     one, other, another = (tiny_nbody(tmp_path, seed=seed) for seed in (1, 1, 2))
     frames = one.read(5)
@@ -336,72 +325,3 @@ def test_an_unknown_dataset_and_windows_that_do_not_fit_are_refused(sevir: Path)
         DatasetSamples(open_dataset("sevir", str(sevir)), SampleSpec(t_in=40, t_out=12))
     with pytest.raises(ValueError, match="at most 16"):
         DatasetSamples(open_dataset("sevir", str(sevir)), SampleSpec(crop=17))
-
-
-def small(preset: str, samples: DatasetSamples) -> ForecasterConfig:
-    """The preset's kind of model, thinned to train in a second on the dataset at hand."""
-    told = preset_config(preset).model_dump()
-    thin = {"base_units": 16, "num_global_vectors": 0, "separate_global_qkv": False, "use_global_self_attn": False}
-    stem = {"initial_downsample_type": "conv", "initial_downsample_scale": 4, "initial_downsample_conv_layers": 1}
-    told["architecture"] |= thin | stem | {"final_upsample_conv_layers": 1, "enc_depth": (1, 1), "dec_depth": (1, 1)}
-    told |= {"quantity": samples.info.quantity, "transform": Transform.of_quantity(samples.info.quantity).model_dump()}
-    config = ForecasterConfig.model_validate(told | {"cadence_s": samples.info.cadence_s})
-    return config.resized(t_in=samples.t_in, t_out=samples.t_out, patch=samples.size)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_training_on_sevir_runs_from_files_to_checkpoint_and_scores(
-    sevir: Path, tmp_path: Path, workers: int
-) -> None:
-    torch.set_num_threads(1)
-    samples = DatasetSamples(open_dataset("sevir", str(sevir)), SampleSpec(t_in=13, t_out=12))
-    config = TrainConfig(
-        domain="benchmark",
-        preset="earthformer/sevir",
-        batch_size=2,
-        max_steps=4,
-        loss="mse",
-        thresholds=(16.0, 74.0, 133.0),
-        val_every=4,
-        workers=workers,
-        precision="32-true",
-        accelerator="cpu",
-        progress_bar=False,
-        ema_decay=0.9,
-    )
-    result = train(config, samples, tmp_path / "run", model=small("earthformer/sevir", samples))
-    assert result.steps == 4
-    assert {"val/loss", "val/csi_16/lead_5min", "val/mse/lead_60min"} <= set(result.metrics)
-    found = evaluate({"persistence": Persistence(12)}, samples, split="test", thresholds=(16.0, 74.0))
-    counts = found.counts["persistence"]
-    assert len(counts) == 6
-    assert set(counts.events) == {"R2", "R3"}
-    event = np.moveaxis(codes(3, (16, 16, 49)), -1, 0)
-    hits = np.sum((event[12] >= 74) & (event[13] >= 74))
-    assert counts.hits[0, 0, 1] == hits
-
-
-@pytest.mark.parametrize("name", ["icar-enso", "nbody"])
-def test_trainings_on_other_datasets_run(tmp_path: Path, name: str) -> None:
-    torch.set_num_threads(1)
-    if name == "nbody":
-        samples = DatasetSamples(tiny_nbody(tmp_path), SampleSpec(t_in=10, t_out=10))
-    else:
-        dataset = Enso(str(write_enso(tmp_path / "data")), models=(2, 4), years=(3, 2))
-        samples = DatasetSamples(dataset, SampleSpec(t_in=12, t_out=14))
-    preset = "earthformer/nbody" if name == "nbody" else "earthformer/enso"
-    config = TrainConfig(
-        domain="benchmark",
-        preset=preset,
-        batch_size=2,
-        max_steps=2,
-        loss="mse",
-        thresholds=(0.5,),
-        val_windows=4,
-        precision="32-true",
-        accelerator="cpu",
-        progress_bar=False,
-    )
-    result = train(config, samples, tmp_path / "run", model=small(preset, samples))
-    assert result.steps == 2
-    assert np.isfinite(result.metrics["val/loss"])
