@@ -10,7 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import archive_commands, feed_commands, model_commands, printing, product_commands, stack_commands
+from flows import (
+    archive_commands,
+    benchmark_commands,
+    feed_commands,
+    model_commands,
+    printing,
+    product_commands,
+    stack_commands,
+)
 
 app = typer.Typer(
     name="squall",
@@ -22,6 +30,7 @@ app = typer.Typer(
 app.add_typer(archive_commands.app, name="archive")
 app.add_typer(product_commands.app, name="product")
 app.add_typer(model_commands.app, name="model")
+app.add_typer(benchmark_commands.app, name="benchmark")
 stack_commands.add_to(app)
 app.command(epilog="Example: `squall decode radolan DE1200_RV2210180700.tar.bz2`")(feed_commands.decode)
 

@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.tasks import exponential_backoff
 
-from tasks import cycle, learning
+from tasks import benchmarking, cycle, learning
 from tasks.feeds import FrameRejected
 from tasks.training import resumption
 from tasks.verification import degradation, skill_log
@@ -72,6 +72,7 @@ sample_data = _step(learning.sample_data, retries=2, minutes=120, tags={"archive
 fit_model = _step(learning.fit_model, retries=0, minutes=7 * 24 * 60, tags={"model", "gpu"})
 compare_models = _step(learning.compare_models, retries=1, minutes=120, tags={"model"})
 promote_model = _step(learning.promote_model, retries=3, minutes=5, tags={"registry"})
+compare_ensembles = _step(benchmarking.compare_domain_ensembles, retries=0, minutes=24 * 60, tags={"model", "gpu"})
 
 
 def announce(event: str, domain: str, **payload: object) -> None:

@@ -1,0 +1,55 @@
+"""Ensembles side by side on a domain's held-out windows: the table, the figures and the pictures of a comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from infra.attachment import running_settings
+from infra.settings import load_domain
+from tasks import steps
+from tasks.benchmarking import DEFAULT_MODELS, EnsembleBenchmark
+
+
+@flow(name="benchmark-ensembles", flow_run_name="benchmark {domain}", log_prints=True)
+def benchmark_ensembles(
+    domain: str,
+    models: list[str] | None = None,
+    windows: int = 64,
+    members: int = 8,
+    sampler_steps: list[str] | None = None,
+    reference: str | None = None,
+    i3d: str | None = None,
+    as_of: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score ensembles of several models on the same wet held-out windows.
+
+    Args:
+        domain: A domain's name.
+        models: `NAME@ALIAS`, a family, steps, extrapolation, persistence, `dressed` or `dressed:MODEL`.
+        windows: Wet windows of the test split, at most.
+        members: Of each ensemble.
+        sampler_steps: Settings such as `20` or `ddim:50` for a steps table of the models that sample.
+        reference: Model that differences are taken against; default: the best.
+        i3d: File with I3D weights for the Fréchet video distance.
+        as_of: Archive snapshot; default: the newest.
+        seed: Of everything random.
+    """
+    settings = running_settings()
+    place = load_domain(domain, settings)
+    asked = EnsembleBenchmark(
+        models=tuple(models or DEFAULT_MODELS),
+        windows=windows,
+        members=members,
+        seed=seed,
+        steps=tuple(sampler_steps or ()),
+        reference=reference,
+        i3d=Path(i3d) if i3d else None,
+    )
+    data = steps.sample_data(place, settings, as_of)
+    report = steps.compare_ensembles(place, settings, data, asked)
+    print(report.text)
+    return report.as_dict()
