@@ -98,8 +98,13 @@ def verify(domain: DomainName, start: From = None, end: To = None, as_json: AsJs
 def train(
     domain: DomainName,
     model: Annotated[str, typer.Option(help="Model family.")] = "earthformer",
-    preset: Annotated[str | None, typer.Option(help="Preset, such as small-64; default: the domain's.")] = None,
-    from_model: Annotated[str | None, typer.Option(help="NAME@ALIAS to start from.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Preset, such as small-64; default: the parent's or domain's.")
+    ] = None,
+    from_model: Annotated[str | None, typer.Option(help="NAME@ALIAS to fine-tune, in its own architecture.")] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Frames in, frames out, cells other than the model's: 13:12:64x64.")
+    ] = None,
     budget: Annotated[str | None, typer.Option(help="Time budget, such as 10min.")] = None,
     resume: Annotated[str | None, typer.Option(help="MLflow run id to go on with.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split's order, the draws and the weights.")] = 0,
@@ -112,7 +117,17 @@ def train(
     name = preset if preset is None or "/" in preset else f"{model}/{preset}"
     if model != "earthformer" and (name is None or not name.startswith(f"{model}/")):
         raise ValueError(f"expected --preset with --model {model}; `squall model list` shows all presets")
-    _run(flow, as_json, domain=domain, preset=name, from_model=from_model, budget=budget, resume=resume, seed=seed)
+    _run(
+        flow,
+        as_json,
+        domain=domain,
+        preset=name,
+        from_model=from_model,
+        window=window,
+        budget=budget,
+        resume=resume,
+        seed=seed,
+    )
 
 
 @app.command(epilog="Example: `squall replay finland --from 2016-09-28T14:45Z --to 2016-09-28T18:00Z --speed 10`")

@@ -21,6 +21,7 @@ def train(
     max_steps: int | None = None,
     resume: str | None = None,
     as_of: str | None = None,
+    window: str | None = None,
     seed: int = 0,
     reason: str = "asked for",
 ) -> dict[str, Any]:
@@ -30,12 +31,13 @@ def train(
 
     Args:
         domain: A domain's name.
-        preset: `family/preset`; default: the domain's.
+        preset: `family/preset`; default: the architecture of `from_model`, else the domain's preset.
         from_model: `NAME@ALIAS` to start from.
         budget: Wall time such as `10min`; default: the domain's.
         max_steps: Optimiser steps instead of a budget.
         resume: MLflow run id of an interrupted training; its own preset, seed, snapshot and steps count.
         as_of: Archive snapshot; default: the newest.
+        window: Frames in, frames out and cells other than the model's, such as `13:12:64x64`.
         seed: Of order, draws and initial weights.
         reason: Why this training was started.
     """
@@ -60,6 +62,7 @@ def train(
         from_model=from_model,
         resume=resume,
         request=request,
+        window=window,
         seed=seed,
     )
     verdict = steps.compare_models(place, settings, data, fitted)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from infra.revision import code_revision
 from infra.settings import Domain, Settings
 from infra.tracking import ModelMissing, ModelVersion, RunLog, Tracking
-from models.earthformer.presets import preset_config
+from models.configuration import ForecasterConfig
 from tasks.cycle import open_archive, tag_snapshot
 from tasks.rungs import RANK_TAG, find_named, registered_name
 from tasks.training.config import TrainConfig
@@ -19,6 +19,7 @@ from tasks.training.data import TrainingData
 from tasks.training.datasets import Sequences, open_dataset
 from tasks.training.datasets.sampling import DatasetSamples
 from tasks.training.export_samples import export_samples
+from tasks.training.finetuning import choose_model, parse_window, told_model
 from tasks.training.resumption import REQUEST_TAG, alone, experiment_of, find_interrupted, training_folder
 from tasks.training.sample_set import SampleSet
 from tasks.training.samples import SampleSource, SampleSpec
@@ -84,6 +85,7 @@ def fit_model(
     from_model: str | None = None,
     resume: str | None = None,
     request: str | None = None,
+    window: str | None = None,
     seed: int = 0,
 ) -> Fitted:
     """Train (or go on training), log everything and register the result as challenger.
@@ -92,29 +94,35 @@ def fit_model(
         domain: Its `[training]` says what is not given here.
         settings: Tracking server, state folder, threads.
         data: Samples.
-        preset: `family/preset`.
+        preset: `family/preset`; default: the architecture of `from_model`, else the domain's preset.
         budget: Wall time.
         max_steps: Optimiser steps; with neither, the domain's budget.
         from_model: `NAME@ALIAS` to start from.
         resume: MLflow run id of a training that was interrupted.
         request: What asks for it (a flow run's id): asking again goes on with the training that it began.
+        window: Frames and cells other than the model's, such as `13:12:64x64`.
         seed: Of order, draws and initial weights.
 
     Raises:
         ValueError: no such preset, or the data does not fit it.
+        CheckpointError: `from_model` differs from what is to be trained in more than geometry.
         ModelMissing: `from_model` is not registered.
     """
     import torch
 
-    from tasks.training.fit import train
+    from tasks.training.fit import forecaster_config, train
     from tasks.training.log import log_provenance, register_checkpoint
 
     torch.set_num_threads(settings.threads)
-    chosen = preset or domain.training.preset
-    spec = sample_spec(domain, chosen, data)
-    samples = cut_samples(data, spec)
-    tracking = Tracking(settings.tracking_uri)
     start, parent = _starting_point(from_model, resume, domain, settings)
+    size = parse_window(window) if window else None
+    if resume is None:
+        base = choose_model(preset, start, domain.training.preset, size)
+    else:
+        base = told_model(training_folder(settings, resume))
+    chosen, spec = base.preset, sample_spec(domain, base, data)
+    samples = cut_samples(data, spec)
+    model, tracking = forecaster_config(base, samples), Tracking(settings.tracking_uri)
     config = TrainConfig(
         domain=domain.name,
         preset=chosen,
@@ -139,7 +147,7 @@ def fit_model(
         if resume is None:
             log_provenance(log, config, samples, code_revision=revision, parent_model=parent)
         folder = training_folder(settings, log.run_id)
-        result = train(config, samples, folder, log, resume=resume is not None)
+        result = train(config, samples, folder, log, resume=resume is not None, model=model)
         snapshot = data.info.archive_snapshot
         if isinstance(data, TrainingData):
             tag_snapshot(domain, settings, f"train-{log.run_id}", snapshot)  # outlives the archive's own history
@@ -160,15 +168,6 @@ def fit_model(
     )
 
 
-def cut_samples(data: TrainingData | Sequences, spec: SampleSpec) -> SampleSet:
-    """The windows of an archive's layout, or those of a dataset as published."""
-    return SampleSource(data, spec) if isinstance(data, TrainingData) else DatasetSamples(data, spec)
-
-
-def _thresholds(domain: Domain) -> tuple[float, ...]:
-    return domain.training.thresholds or domain.verification.thresholds
-
-
 def _starting_point(
     from_model: str | None, resume: str | None, domain: Domain, settings: Settings
 ) -> tuple[Path | None, str | None]:
@@ -181,9 +180,18 @@ def _starting_point(
     return Path(found.folder), f"{found.name}@{found.version}"
 
 
-def sample_spec(domain: Domain, preset: str, data: TrainingData | Sequences) -> SampleSpec:
-    """Windows as the preset wants them, cropped where the archive's grid is larger, split as the domain says."""
-    config, rule = preset_config(preset), domain.training
+def cut_samples(data: TrainingData | Sequences, spec: SampleSpec) -> SampleSet:
+    """The windows of an archive's layout, or those of a dataset as published."""
+    return SampleSource(data, spec) if isinstance(data, TrainingData) else DatasetSamples(data, spec)
+
+
+def _thresholds(domain: Domain) -> tuple[float, ...]:
+    return domain.training.thresholds or domain.verification.thresholds
+
+
+def sample_spec(domain: Domain, config: ForecasterConfig, data: TrainingData | Sequences) -> SampleSpec:
+    """Windows as the model wants them, cropped where the archive's grid is larger, split as the domain says."""
+    rule = domain.training
     return SampleSpec(
         t_in=config.t_in,
         t_out=config.t_out,
@@ -276,6 +284,9 @@ def _add_champion(
     same = (theirs.quantity, theirs.cadence_s) == (ours.quantity, ours.cadence_s)
     if not same or abs(theirs.cell_size_m / ours.cell_size_m - 1) > _SAME_CELLS:
         told = f"trained on {theirs.quantity} of {theirs.cell_size_m:.0f} m and {theirs.cadence_s} s"
+        return Unavailable(f"{champion.name} {champion.version}", told)
+    if forecaster.t_in > samples.t_in or forecaster.t_out < samples.t_out:
+        told = f"needs {forecaster.t_in} frames and forecasts {forecaster.t_out}"
         return Unavailable(f"{champion.name} {champion.version}", told)
     forecasters["champion"] = forecaster
     return None

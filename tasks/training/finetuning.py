@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -53,3 +54,8 @@ def choose_model(
     if base.architecture.input_shape[-1] == 1 and window is None:
         return base
     return base.resized(t_in=size.t_in, t_out=size.t_out, patch=size.patch, channels=1)
+
+
+def told_model(folder: Path) -> ForecasterConfig:
+    """The model that the training in `folder` was told to train, for going on with it."""
+    return ForecasterConfig.model_validate(json.loads((folder / "training.json").read_text())["model"])

@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+from builders.nowcasts import small_domain, write_archive
 from builders.training import drifting_rain, samples, small_model, write
+from infra.settings import Settings, TrainingSettings
+from infra.tracking import Tracking
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.configuration import ForecasterConfig, build_network
 from models.forecaster import load_forecaster
+from tasks import learning
 from tasks.training.config import TrainConfig
 from tasks.training.finetuning import choose_model, parse_window
 from tasks.training.fit import train
+from tasks.training.log import register_checkpoint
 from tasks.training.samples import SampleSource, SampleSpec
 
 CONFIG = TrainConfig(
@@ -146,3 +151,29 @@ def test_a_model_of_several_channels_is_chosen_with_one_and_one_with_covariates_
     assert choose_model(None, tmp_path, "earthformer/tiny") == small_model()
     with pytest.raises(ValueError, match="without auxiliary inputs"):
         choose_model("earthformer/earthnet", None, "earthformer/tiny")
+
+
+@pytest.mark.slow
+def test_a_registered_model_is_fine_tuned_on_a_domains_archive_in_another_window(tmp_path: Path, parent: Path) -> None:
+    home = Settings(home=tmp_path, threads=1, device="cpu", _env_file=None)
+    domain = small_domain(tmp_path)
+    domain = domain.model_copy(update={"training": TrainingSettings(validate_every=2, batch_size=4)})
+    write_archive(domain, list(np.nan_to_num(drifting_rain(120, LARGER))))
+    tracking = Tracking(home.tracking_uri)
+    with tracking.run("squall/elsewhere/training", "parent") as log:
+        trained = register_checkpoint(tracking, "elsewhere-earthformer", parent, log, {})
+    data = learning.sample_data(domain, home)
+    asked = {"from_model": "elsewhere-earthformer@challenger", "window": "4:3:16x16", "max_steps": 2}
+    fitted = learning.fit_model(domain, home, data, **asked)
+    assert (fitted.name, fitted.steps) == ("meadow-earthformer", 2)
+    forecaster = load_forecaster(fitted.checkpoint)
+    assert (forecaster.t_in, forecaster.t_out, forecaster.config.patch) == (4, 3, (16, 16))
+    assert forecaster.config.architecture.base_units == small_model().architecture.base_units
+    assert (forecaster.config.cadence_s, forecaster.config.cell_size_m) == (300, 1000.0)
+    verdict = learning.compare_models(domain, home, data, fitted)
+    assert verdict.reason
+    assert tracking.version(fitted.name, "challenger").run_id == fitted.run_id != trained.run_id
+    again = learning.fit_model(domain, home, data, resume=fitted.run_id, max_steps=2)
+    assert (again.run_id, again.steps) == (fitted.run_id, 2)
+    with pytest.raises(ValueError, match=r"init_global_vectors: expected \(4, 16\); got \(2, 16\)|expected .* got"):
+        learning.fit_model(domain, home, data, preset="earthformer/demo", from_model=asked["from_model"], max_steps=2)
