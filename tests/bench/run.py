@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-BENCHES = ("ingest", "archive", "loader", "cycle", "denoiser")
+BENCHES = ("ingest", "archive", "loader", "cycle", "denoiser", "tiling")
 
 
 def _measure(name: str, quick: bool, folder: Path) -> Any:
