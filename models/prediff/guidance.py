@@ -77,8 +77,19 @@ class ShiftGuidance:
         return gradient, distance.detach()
 
 
+class Calibration(Protocol):
+    """Knows how much lower a quantity reads on predictions made from noise."""
+
+    def at(self, t: int) -> float:
+        """Reading on the prediction at step t over that on the truth."""
+        ...
+
+
 class CalibratedGuidance:
     """Each sample's clean prediction moved along the alignment gradient until it reads its own target.
+
+    `calibration` (`models.prediff.calibration`) says what a prediction at each step must read for the finished sample
+    to meet the target; without it, early predictions are held to the target itself.
 
     The move is found by a few secant steps of the alignment network alone, is never worse than none, and is at most
     `reach` standard deviations of what the noise still leaves open (root mean square over the latent).
@@ -90,6 +101,7 @@ class CalibratedGuidance:
         schedule: DiffusionSchedule,
         target: Tensor,
         *,
+        calibration: Calibration | None = None,
         strength: float = 1.0,
         reach: float = 3.0,
         iterations: int = 3,
@@ -99,6 +111,7 @@ class CalibratedGuidance:
         self.estimate = estimate
         self.schedule = schedule
         self.target = target
+        self.calibration = calibration
         self.strength = strength
         self.reach = reach
         self.iterations = iterations
@@ -109,7 +122,8 @@ class CalibratedGuidance:
         _, gradient = value_and_gradient(self.estimate, z, t)
         direction = gradient / _rms(gradient).clamp(min=1e-20)
         value, slope = value_and_gradient(self.estimate, prediction.data, 0)
-        target = value + self.strength * (self.target.to(value) - value)
+        goal = self.target.to(value) * (1.0 if self.calibration is None else self.calibration.at(t))
+        target = value + self.strength * (goal - value)
         limit = (
             self.reach * (prediction.sigma / (prediction.alpha.square() + prediction.sigma.square()).sqrt()).flatten()
         )
