@@ -6,17 +6,47 @@ Our addition to the paper: what advection explains need not be learnt; growth, d
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 
 from models.baselines import ContextTooShort
 from models.baselines.extrapolation import Extrapolation
-from models.configuration import ForecasterConfig
 
 Fields = npt.NDArray[np.float32]
 
 
-def anchor_frames(config: ForecasterConfig, context: Fields) -> Fields:
+class Anchored(Protocol):
+    """A configuration that says what its forecasts are anchored to."""
+
+    @property
+    def anchor(self) -> str:
+        """Name of the anchor."""
+        ...
+
+    @property
+    def quantity(self) -> str:
+        """What the frames hold."""
+        ...
+
+    @property
+    def cell_size_m(self) -> float:
+        """Side of a cell."""
+        ...
+
+    @property
+    def cadence_s(self) -> int:
+        """Seconds between frames."""
+        ...
+
+    @property
+    def t_out(self) -> int:
+        """Lead times."""
+        ...
+
+
+def anchor_frames(config: Anchored, context: Fields) -> Fields:
     """Frames to be appended to `context` before the network: (t_out or 0, y, x), units of the context.
 
     Args:

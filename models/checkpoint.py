@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.configuration import ForecasterConfig, build_network
+from models.prediff.configuration import PreDiffConfig
+from models.prediff.network import PreDiffNetwork
+
+AnyForecasterConfig = ForecasterConfig | PreDiffConfig
+_CONFIG: TypeAdapter[AnyForecasterConfig] = TypeAdapter(Annotated[AnyForecasterConfig, Field(discriminator="family")])
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -24,7 +30,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used, and why."""
 
 
-def save_checkpoint(folder: str | Path, config: ForecasterConfig, state_dict: Mapping[str, Tensor]) -> Path:
+def save_checkpoint(folder: str | Path, config: AnyForecasterConfig, state_dict: Mapping[str, Tensor]) -> Path:
     """Write both files into `folder` (created), each at once; returns the folder.
 
     Raises:
@@ -40,6 +46,14 @@ def load_checkpoint(folder: str | Path) -> tuple[ForecasterConfig, nn.Module]:
     Raises:
         CheckpointError: a file is missing, damaged, of another version, or its weights are not the described network's.
     """
+    config, network = load_any(folder)
+    if not isinstance(config, ForecasterConfig):
+        raise CheckpointError(f"expected a checkpoint of one network in {folder}; got one of family {config.family}")
+    return config, network
+
+
+def load_any(folder: str | Path) -> tuple[AnyForecasterConfig, nn.Module]:
+    """As `load_checkpoint`, of any family."""
     config = load_config(folder)
     return config, read_weights(_skeleton(config), Path(folder))
 
@@ -83,7 +97,7 @@ def read_weights(network: nn.Module, folder: Path) -> nn.Module:
     return network.eval()
 
 
-def load_config(folder: str | Path) -> ForecasterConfig:
+def load_config(folder: str | Path) -> AnyForecasterConfig:
     """The configuration of the checkpoint in `folder`.
 
     Raises:
@@ -93,7 +107,7 @@ def load_config(folder: str | Path) -> ForecasterConfig:
     if not path.is_file():
         raise CheckpointError(f"expected {CONFIG_FILE} in {folder}; there is none")
     try:
-        return ForecasterConfig.model_validate_json(path.read_bytes())
+        return _CONFIG.validate_json(path.read_bytes())
     except ValidationError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -114,7 +128,7 @@ def check_state(network: nn.Module, state: Mapping[str, Tensor], where: str) -> 
             raise CheckpointError(f"{where}: {key}: expected finite weights; got NaN or infinity")
 
 
-def _skeleton(config: ForecasterConfig) -> nn.Module:
+def _skeleton(config: AnyForecasterConfig) -> nn.Module:
     """The network without storage: building it draws nothing from the random generators."""
     with torch.device("meta"):
-        return build_network(config)
+        return PreDiffNetwork(config) if isinstance(config, PreDiffConfig) else build_network(config)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.anchor import anchor_frames
 from models.baselines import ContextTooShort, check_context, check_request
-from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from models.checkpoint import CheckpointError, load_any, load_checkpoint, save_checkpoint
 from models.configuration import Anchor, ForecasterConfig, build_network
+from models.gaps import fill_gaps
+from models.prediff.configuration import PreDiffConfig
+from models.prediff.forecaster import PreDiffForecaster
+from models.prediff.network import PreDiffNetwork
 from models.tiling import Strip, Tiling, run_in_bands, tiles_at_once
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "ForecasterConfig",
     "NetworkForecaster",
     "build_network",
+    "fill_gaps",
     "load_checkpoint",
     "load_forecaster",
     "save_checkpoint",
@@ -140,22 +145,13 @@ class NetworkForecaster:
         return Strip(fill_gaps(u), ~torch.isnan(u[self.t_in - 1]))
 
 
-def fill_gaps(u: Tensor) -> Tensor:
-    """u (T, y, x) without NaN: each gap takes the latest earlier value of its cell, else the next later one, else 0."""
-    for order in (range(1, u.shape[0]), range(u.shape[0] - 2, -1, -1)):
-        step = 1 if order.step > 0 else -1
-        frames = list(u.unbind(0))
-        for index in order:
-            frames[index] = torch.where(torch.isnan(frames[index]), frames[index - step], frames[index])
-        u = torch.stack(frames)
-    return torch.nan_to_num(u, nan=0.0)
-
-
-def load_forecaster(folder: str | Path, device: str = "cpu") -> NetworkForecaster:
+def load_forecaster(folder: str | Path, device: str = "cpu") -> NetworkForecaster | PreDiffForecaster:
     """The forecaster whose checkpoint lies in `folder`.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
     """
-    config, network = load_checkpoint(folder)
+    config, network = load_any(folder)
+    if isinstance(config, PreDiffConfig):
+        return PreDiffForecaster(config, cast(PreDiffNetwork, network), torch.device(device))
     return NetworkForecaster(config, network, device=device)

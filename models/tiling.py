@@ -8,7 +8,7 @@ than `halo` cells therefore gives the very field it would give without tiles.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +57,11 @@ class Tiling:
     def along(self, axis: int) -> list[tuple[int, Tensor]]:
         """Each tile's first cell and weights (patch,) float32 along y (0) or x (1); they add to 1 in every cell."""
         length, patch = max(self.size[axis], self.patch[axis]), self.patch[axis]
-        starts = tile_starts(length, patch, self.overlap)
+        return self.along_starts(axis, tile_starts(length, patch, self.overlap))
+
+    def along_starts(self, axis: int, starts: Sequence[int]) -> list[tuple[int, Tensor]]:
+        """As `along`, for tiles that begin at `starts`: together they cover the axis."""
+        length, patch = max(self.size[axis], self.patch[axis]), self.patch[axis]
         windows = [self._window(patch, first=start == 0, last=start + patch == length) for start in starts]
         total = torch.zeros(length, dtype=torch.float64)
         for start, window in zip(starts, windows, strict=True):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from models.earthformer.layers import PatchMerging3D, PosEmbed, to_frames
 from models.prediff.blocks import Level, ResidualBlock, StepEmbedding, VolumeGroupNorm
 from models.prediff.config import AlignmentConfig
+from models.prediff.denoiser import beside_frames
 from models.prediff.initialise import initialise
 
 
@@ -59,7 +60,9 @@ class AlignmentNetwork(nn.Module):
         self.config = config
         units, sizes = config.units, config.level_sizes
         groups = config.norm_groups
-        self.stem = ResidualBlock(config.input_shape[-1], units[0], None, groups=groups, dropout=config.proj_drop)
+        self.stem = ResidualBlock(
+            config.input_shape[-1] + config.condition_channels, units[0], None, groups=groups, dropout=config.proj_drop
+        )
         self.position = PosEmbed(units[0], *sizes[0], config.pos_embed_type)
         self.step_embedding = StepEmbedding(units[0], config.time_units)
         self.down = nn.ModuleList(Level(config, level) for level in range(config.levels))
@@ -74,8 +77,13 @@ class AlignmentNetwork(nn.Module):
         self.readout = FrameReadout(VolumeGroupNorm(units[-1], groups), pool)
         initialise(self)
 
-    def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
-        """Noisy latent z_t (B, T_out, h, w, C), step t (B,) → (B, T_out, out_channels), the quantity's units."""
+    def forward(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Noisy latent z_t (B, T_out, h, w, C), step t (B,) → (B, T_out, out_channels), the quantity's units.
+
+        `condition` (B, T_out, h, w, condition_channels): what the noisy latent is to be read against.
+        """
+        if self.config.condition_channels:
+            z_t = torch.cat([z_t, beside_frames(condition, z_t, self.config.condition_channels)], dim=-1)
         x = self.position(self.stem(z_t))
         embedding = self.step_embedding(t)
         for level, block in enumerate(self.down):

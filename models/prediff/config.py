@@ -79,6 +79,8 @@ class BackboneConfig(BaseModel):
     # `norm_groups` does not divide, or equals, need the scale and shift above.
     norm_groups: int = Field(default=32, ge=1)
     checkpoint_level: int = Field(default=0, ge=0, le=2)
+    # Channels that say more about each noisy frame, behind its own (our addition: the latent of the anchor's forecast).
+    condition_channels: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

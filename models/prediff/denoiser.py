@@ -24,7 +24,13 @@ class LatentDenoiser(nn.Module):
         self.config = config
         units, sizes, merging = config.units, config.level_sizes, config.downsample_thw
         channels = config.target_shape[-1]
-        self.stem = ResidualBlock(channels + 1, units[0], None, groups=config.norm_groups, dropout=config.proj_drop)
+        self.stem = ResidualBlock(
+            channels + 1 + config.condition_channels,
+            units[0],
+            None,
+            groups=config.norm_groups,
+            dropout=config.proj_drop,
+        )
         self.position = PosEmbed(units[0], *sizes[0], config.pos_embed_type)
         self.step_embedding = StepEmbedding(units[0], config.time_units)
         self.down = nn.ModuleList(Level(config, level) for level in range(config.levels))
@@ -40,9 +46,15 @@ class LatentDenoiser(nn.Module):
         self.final_proj = nn.Linear(units[0], channels)
         initialise(self)
 
-    def forward(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Noisy latent z_t (B, T_out, h, w, C), step t (B,), context latent (B, T_in, h, w, C) → as z_t."""
-        x = self.position(self.stem(mark_frames(context, z_t)))
+    def forward(self, z_t: Tensor, t: Tensor, context: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Noisy latent z_t (B, T_out, h, w, C), step t (B,), context latent (B, T_in, h, w, C) → as z_t.
+
+        `condition` (B, T_out, h, w, condition_channels) joins the noisy frames; zeros stand beside the context.
+        """
+        frames = mark_frames(context, z_t)
+        if self.config.condition_channels:
+            frames = torch.cat([frames, beside_frames(condition, frames, self.config.condition_channels)], dim=-1)
+        x = self.position(self.stem(frames))
         embedding = self.step_embedding(t)
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
@@ -67,3 +79,16 @@ def mark_frames(context: Tensor, z_t: Tensor) -> Tensor:
     known = context.new_ones(*context.shape[:-1], 1)
     unknown = z_t.new_zeros(*z_t.shape[:-1], 1)
     return torch.cat([torch.cat([context, known], dim=-1), torch.cat([z_t, unknown], dim=-1)], dim=1)
+
+
+def beside_frames(condition: Tensor | None, frames: Tensor, channels: int) -> Tensor:
+    """`condition` (B, T_out, h, w, channels) beside the last frames of `frames` (B, T, h, w, C), zeros before it.
+
+    Raises:
+        ValueError: no condition, or one of other channels.
+    """
+    if condition is None or condition.shape[-1] != channels:
+        came = "none" if condition is None else f"{condition.shape[-1]}"
+        raise ValueError(f"expected a condition of {channels} channels; got {came}")
+    before = condition.new_zeros(*frames.shape[:1], frames.shape[1] - condition.shape[1], *condition.shape[2:])
+    return torch.cat([before, condition], dim=1)

@@ -8,8 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from models.configuration import ForecasterConfig
 from models.prediff.config import AutoencoderConfig, PreDiffArchitecture
+from models.prediff.configuration import PreDiffAnchor, PreDiffConfig
+from models.prediff.intensity_estimator import IntensityEstimatorConfig
+from models.prediff.objective import ObjectiveKind
 from models.prediff.published import build
+from models.prediff.samplers import SamplerConfig, default_sampler
+from models.transform import Transform
 
 # Narrow networks: 32 groups would leave one channel each, which cancels a step that is only added to it.
 _NARROW: dict[str, Any] = {
@@ -23,12 +29,42 @@ _NARROW: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class PreDiffPreset:
-    """One named PreDiff: its networks and the data they are meant for."""
+    """One named PreDiff: its networks, how they are trained and sampled, and the data they are meant for."""
 
     architecture: PreDiffArchitecture
     quantity: str = "rainfall_rate"
     cadence_s: int = 300
     cell_size_m: float = 1000.0
+    # Observed frames a forecast wants, for the anchor as well; None: as many as the denoiser sees.
+    t_in: int | None = None
+    anchor: PreDiffAnchor = "none"
+    objective: ObjectiveKind = "noise"
+    sampler: SamplerConfig | None = None
+
+    def config(self, name: str, anchor_model: ForecasterConfig | None = None, **changes: Any) -> PreDiffConfig:
+        """The configuration a training starts from; `changes` complete it (quantity, cadence, cell size).
+
+        Raises:
+            ValueError: an anchor model is missing, not wanted, or does not fit.
+        """
+        parts = self.architecture
+        quantity = changes.pop("quantity", self.quantity)
+        fields: dict[str, Any] = {
+            "preset": name,
+            "architecture": parts,
+            "t_in": self.t_in or parts.t_in,
+            "t_out": parts.t_out,
+            "cadence_s": self.cadence_s,
+            "cell_size_m": self.cell_size_m,
+            "quantity": quantity,
+            "transform": Transform.of_quantity(quantity),
+            "anchor": self.anchor,
+            "anchor_model": anchor_model,
+            "objective": self.objective,
+            "sampler": self.sampler or default_sampler(self.objective),
+            "estimator": IntensityEstimatorConfig(frames_out=parts.t_out),
+        }
+        return PreDiffConfig.model_validate(fields | changes)
 
 
 _PRESETS: dict[str, PreDiffPreset] = {
@@ -38,17 +74,21 @@ _PRESETS: dict[str, PreDiffPreset] = {
         cadence_s=600,
         cell_size_m=3000.0,
     ),
+    # Made for two CPU cores: 64 latent cells a frame, and a denoiser that sees Earthformer's forecast of each frame.
     "prediff/small-64": PreDiffPreset(
         PreDiffArchitecture.sized(
-            7,
+            4,
             12,
             (64, 64),
             AutoencoderConfig(
-                block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=4, norm_num_groups=8
+                block_out_channels=(16, 32, 64, 64), layers_per_block=1, latent_channels=16, norm_num_groups=8
             ),
-            {**_NARROW, "base_units": 48, "depth": (1, 1)},
-            {**_NARROW, "base_units": 32, "depth": (1, 1)},
-        )
+            {**_NARROW, "base_units": 32, "depth": (1, 1), "condition_channels": 16},
+            {**_NARROW, "base_units": 32, "depth": (1, 1), "condition_channels": 16},
+        ),
+        t_in=13,
+        anchor="earthformer",
+        objective="flow",
     ),
     "prediff/tiny": PreDiffPreset(
         PreDiffArchitecture.sized(
@@ -98,11 +138,12 @@ def summarise(name: str) -> list[NetworkSummary]:
         latent, context = torch.empty(1, *parts.latent_shape), torch.empty(1, *parts.denoiser.input_shape)
         step = torch.zeros(1, dtype=torch.long)
         small = latent[:, 0].permute(0, 3, 1, 2)
+        condition = torch.empty(*latent.shape[:-1], parts.denoiser.condition_channels)
         return [
             NetworkSummary(name, "encode", _parameters(autoencoder), _gmac(autoencoder.encode, frame)),
             NetworkSummary(name, "decode", _parameters(autoencoder), _gmac(autoencoder.decode, small)),
-            NetworkSummary(name, "denoiser", _parameters(denoiser), _gmac(denoiser, latent, step, context)),
-            NetworkSummary(name, "alignment", _parameters(alignment), _gmac(alignment, latent, step)),
+            NetworkSummary(name, "denoiser", _parameters(denoiser), _gmac(denoiser, latent, step, context, condition)),
+            NetworkSummary(name, "alignment", _parameters(alignment), _gmac(alignment, latent, step, condition)),
         ]
 
 

@@ -1,0 +1,222 @@
+"""PreDiff as a forecaster: ensembles of any size on any grid, in a few steps, steered where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.anchor import anchor_frames
+from models.baselines import check_context, check_request
+from models.gaps import fill_gaps
+from models.prediff.configuration import PreDiffConfig
+from models.prediff.guidance import CalibratedGuidance
+from models.prediff.intensity_estimator import AnticipatedIntensity
+from models.prediff.network import PreDiffNetwork
+from models.prediff.samplers import LatentSampler, SamplerConfig
+from models.prediff.solvers import Method
+from models.prediff.tiles import Box, CellNoise, LatentTiles
+from models.tiling import run_tiled
+
+Fields = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What all members share: latents of the newest frames and of the anchor, and the tiles they lie on."""
+
+    context: Tensor  # (1, T, h, w, c)
+    anchor: Tensor | None  # (1, T_out, h, w, c)
+    tiles: LatentTiles
+    anticipated: AnticipatedIntensity
+
+
+@dataclass(frozen=True)
+class PreDiffForecaster:
+    """Members are drawn together and depend on seed and member number alone, not on how many there are.
+
+    Attributes:
+        config: Its networks, anchor, objective and sampler.
+        network: With trained weights.
+        device: Where it runs.
+        steps: Network evaluations per member; None: the configuration's.
+        sampler: Method; None: the configuration's.
+        intensity: n of the average intensity mu + n sigma that every member is steered to; None: not steered.
+        origin: Absolute latent (row, column) of the grid's first cell: windows of one domain then share its noise.
+        batch: Members times tiles evaluated together.
+        bf16: Run the denoiser under bfloat16 autocast.
+    """
+
+    config: PreDiffConfig
+    network: PreDiffNetwork
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    steps: int | None = None
+    sampler: Method | None = None
+    intensity: float | None = None
+    origin: tuple[int, int] = (0, 0)
+    batch: int = 32
+    bf16: bool | None = None
+
+    def __post_init__(self) -> None:
+        self.network.to(self.device).eval().requires_grad_(False)
+
+    @property
+    def family(self) -> str:
+        """Kind of network."""
+        return self.config.family
+
+    @property
+    def t_in(self) -> int:
+        """Context frames."""
+        return self.config.t_in
+
+    @property
+    def t_out(self) -> int:
+        """Lead times."""
+        return self.config.t_out
+
+    @property
+    def sampling(self) -> SamplerConfig:
+        """The sampler in use."""
+        changes = {"steps": self.steps, "method": self.sampler, "bf16": self.bf16}
+        told = {name: value for name, value in changes.items() if value is not None}
+        return self.config.sampler.model_copy(update=told)
+
+    def forecast(self, context: Fields, lead_times: int, *, members: int = 1, seed: int = 0) -> Fields:
+        """Ensemble (member, lead_time, y, x) float32 from context (t_in, y, x), physical units; NaN = not observed.
+
+        A forecast cell is NaN where the newest frame was not observed.
+
+        Raises:
+            ContextTooShort: the newest frame is wholly unobserved.
+            ValueError: a context of another shape, more lead times than `t_out`, or no members.
+        """
+        check_context(context, self.t_in)
+        check_request(lead_times, self.t_out, members)
+        u = self.config.transform.forward(torch.from_numpy(np.ascontiguousarray(context)).to(self.device))
+        observed = ~torch.isnan(u[-1])
+        with torch.no_grad():
+            known = self._known(context, u)
+            numbers = range(members)
+            at_once = max(1, self.batch // len(known.tiles.boxes())) if self.batch < members else members
+            parts = [
+                self._draw(known, numbers[first : first + at_once], seed)[:, :lead_times, : u.shape[1], : u.shape[2], 0]
+                for first in range(0, members, at_once)
+            ]
+            physical = self.config.transform.inverse(torch.cat(parts))
+            physical = torch.where(observed, physical, torch.nan)
+        return np.asarray(physical.float().cpu().numpy(), np.float32)
+
+    def anticipate(self, context: Fields) -> AnticipatedIntensity:
+        """Average intensity that the context (t_in, y, x), physical units, leads to expect; network space."""
+        check_context(context, self.t_in)
+        u = self.config.transform.forward(torch.from_numpy(np.ascontiguousarray(context)).to(self.device))
+        with torch.no_grad():
+            return self._anticipate(u)
+
+    def anchor_forecast(self, context: Fields) -> Tensor | None:
+        """What members are drawn around: (T_out, y, x), network space, without gaps; None without an anchor."""
+        config, inner = self.config, self.config.anchor_model
+        if config.anchor == "none":
+            return None
+        told = inner if inner is not None else config
+        frames = np.concatenate([context, anchor_frames(told, context)]).astype(np.float32, copy=False)
+        u = fill_gaps(config.transform.forward(torch.from_numpy(frames).to(self.device)))
+        if config.anchor == "persistence":
+            return u[-1:].expand(config.t_out, -1, -1)
+        if inner is None or self.network.anchor is None:
+            return u[self.t_in :]
+        patch = inner.patch
+        return run_tiled(
+            self.network.anchor, u, patch, frames_out=config.t_out, overlap=min(patch) // 4, batch=self.batch
+        )
+
+    def _known(self, context: Fields, u: Tensor) -> _Known:
+        config = self.config
+        tiles = LatentTiles.of_grid((u.shape[1], u.shape[2]), config.patch, config.architecture.autoencoder.downscale)
+        newest = fill_gaps(u)[-config.context_frames :]
+        anchor = self.anchor_forecast(context)
+        return _Known(
+            context=self._encode(newest, tiles),
+            anchor=None if anchor is None else self._encode(anchor, tiles),
+            tiles=tiles,
+            anticipated=self._anticipate(u),
+        )
+
+    def _encode(self, frames: Tensor, tiles: LatentTiles) -> Tensor:
+        return tiles.encode(self.network.encode, tiles.pad(frames[None, ..., None].contiguous()))
+
+    def _anticipate(self, u: Tensor) -> AnticipatedIntensity:
+        frames = u[None, -self.config.context_frames :, ..., None]
+        values = self.config.constraint.values(frames)
+        anticipated: AnticipatedIntensity = self.network.estimator(
+            fill_gaps(frames[0, ..., 0])[None, ..., None], values
+        )
+        return anticipated
+
+    def _draw(self, known: _Known, members: Sequence[int], seed: int) -> Tensor:
+        """Frames (B, T_out, H, W, 1) of some members, network space."""
+        sampler = LatentSampler(
+            _Tiled(self.network, known, self.batch).denoise, self.network.objective(), self.sampling
+        )
+        parts = self.config.architecture
+        shape = (parts.t_out, *known.tiles.size, parts.autoencoder.latent_channels)
+        noise = CellNoise(seed, members, self.origin, self.config.spread)
+        residual = sampler.sample(
+            known.context, shape, noise, len(members), guidance=self._guidance(known, members, seed)
+        )
+        latent = self.network.from_residual(residual, known.anchor)
+        return known.tiles.decode(self.network.decode, latent)
+
+    def _guidance(self, known: _Known, members: Sequence[int], seed: int) -> CalibratedGuidance | None:
+        if self.intensity is None:
+            return None
+        target = known.anticipated.member_targets(self.intensity, members, seed=seed)
+        schedule = self.network.objective().schedule
+        return CalibratedGuidance(_Tiled(self.network, known, self.batch).estimate, schedule, target)
+
+
+class _Tiled:
+    """The networks on a whole latent grid, tile by tile."""
+
+    def __init__(self, network: PreDiffNetwork, known: _Known, batch: int) -> None:
+        self.network, self.known, self.batch = network, known, batch
+
+    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """As LatentDenoiser.forward, on (B, T, h, w, c) of any h, w."""
+
+        def answer(box: Box) -> Tensor:
+            condition = self._condition(box, len(z))
+            window = (slice(None), slice(None), *box)
+            return torch.cat(
+                [
+                    self.network.denoiser(z[part][window], t[part], context[part][window], _part(condition, part))
+                    for part in _parts(len(z), self.batch)
+                ]
+            )
+
+        return self.known.tiles.blend(answer)
+
+    def estimate(self, z: Tensor, t: Tensor) -> Tensor:
+        """As AlignmentNetwork.forward, the mean over all tiles."""
+        estimates = [
+            self.network.alignment(z[(slice(None), slice(None), *box)], t, self._condition(box, len(z)))
+            for box in self.known.tiles.boxes()
+        ]
+        return torch.stack(estimates).mean(dim=0)
+
+    def _condition(self, box: Box, members: int) -> Tensor | None:
+        anchor = self.known.anchor
+        return None if anchor is None else anchor[(slice(None), slice(None), *box)].expand(members, -1, -1, -1, -1)
+
+
+def _parts(length: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, length)) for first in range(0, length, size))
+
+
+def _part(condition: Tensor | None, part: slice) -> Tensor | None:
+    return None if condition is None else condition[part]
