@@ -15,27 +15,23 @@ from models.earthformer.cuboids import (
     Triple,
     attention_mask,
     bias_table_rows,
-    masked_softmax,
     relative_position_bias,
 )
+from models.earthformer.execution import TwoPathModule
+from models.earthformer.global_attention import (
+    Affine,
+    AmongGlobals,
+    attend_globally,
+    global_scores,
+    split_global_heads,
+)
 from models.earthformer.layers import Norm, build_norm
-
-# Query, key and value of one path; None where the path reuses another's.
-Heads = tuple[Tensor, ...]
-
-
-def split_heads(x: Tensor, parts: int, heads: int) -> Heads:
-    """x (B, ..., L, parts·h·d) → `parts` tensors (B, ..., h, L, d)."""
-    split = x.view(*x.shape[:-1], parts, heads, -1).transpose(-4, -2)
-    return tuple(split[..., part, :, :] for part in range(parts))
+from models.earthformer.plain_attention import plain_self_attention
+from models.earthformer.products import dropout, linear
+from models.earthformer.softmax_attention import Extra, attend
 
 
-def merge_heads(x: Tensor) -> Tensor:
-    """(B, ..., h, L, d) → (B, ..., L, h·d)."""
-    return x.transpose(-3, -2).flatten(-2)
-
-
-class CuboidSelfAttentionLayer(nn.Module):
+class CuboidSelfAttentionLayer(TwoPathModule):
     """Attention inside cuboids; tokens also see the global vectors, and the global vectors see every token.
 
     No residual inside. `reference_global_mask` keeps a published quirk for padding "ignore": global vectors read the
@@ -112,87 +108,91 @@ class CuboidSelfAttentionLayer(nn.Module):
 
     def forward(self, x: Tensor, global_vectors: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """x (B, T, H, W, C), global_vectors (B, N, rC) → their updates, without residual."""
+        if self.is_plain:
+            return plain_self_attention(self, x, global_vectors)
         _, t, h, w, _ = x.shape
         layout = self.layout((t, h, w))
-        tokens = layout.split(self.norm(x))  # (B, n, V, C): padding after the norm, padded tokens are exactly 0
-        q, k, v = split_heads(self.qkv(tokens), 3, self.num_heads)  # (B, n, h, V, d)
-        if global_vectors is None or not self.use_global_vector:
-            return layout.join(self._project(self._attend_locally(q, k, v, None, layout))), None
-        g = self.global_vec_norm(global_vectors)
-        seen, seeing, among = self._global_heads(tokens, g, (q, k, v))
-        out = self._attend_locally(q, k, v, seen, layout)
-        updated = self._attend_globally(seeing, among, layout)
-        return layout.join(self._project(out)), updated
+        x = self.norm(x)
+        cut = layout
+        if self.qkv.bias is not None:  # padded tokens are 0 before the projection, not after
+            x, cut = layout.pad(x), layout.without_padding()
+        extra = updated = None
+        if global_vectors is not None and self.use_global_vector:
+            g = self.global_vec_norm(global_vectors)
+            extra = self._seen(x, g, cut)
+            updated = self._updated(cut.enlarge(x) if any(layout.pads) else x, g, layout)
+        out = self._attend(x, extra, cut, layout)
+        return out if self.qkv.bias is None else layout.crop(out), updated
 
-    def _global_heads(self, tokens: Tensor, g: Tensor, local: Heads) -> tuple[Heads, Heads, Heads | None]:
-        """Heads of the three paths: token → global (q, k, v), global → token (q, k, v), global → global (q, k, v)."""
-        heads = self.num_heads
-        if not self.separate_global_qkv:
-            own = split_heads(self.global_qkv(g), 3, heads)  # (B, h, N, d)
-            return (local[0], *own[1:]), (own[0], *local[1:]), own if self.use_global_self_attn else None
-        seen = (*split_heads(self.l2g_q_net(tokens), 1, heads), *split_heads(self.l2g_global_kv_net(g), 2, heads))
-        seeing = (
-            *split_heads(self.g2l_global_q_net(g), 1, heads),
-            *split_heads(self.g2l_k_net(tokens), 1, heads),
-            *split_heads(self.g2l_v_net(tokens), 1, heads),  # head width r·d
-        )
-        among = split_heads(self.g2g_global_qkv_net(g), 3, heads) if self.use_global_self_attn else None
-        return seen, seeing, among
-
-    def _attend_locally(self, q: Tensor, k: Tensor, v: Tensor, seen: Heads | None, layout: CuboidLayout) -> Tensor:
-        """One softmax over the V tokens of the cuboid and the N global vectors → (B, n, V, C)."""
-        scores = (q * self.scale) @ k.transpose(-2, -1)  # (B, n, h, V, V)
-        volume = layout.volume
-        if self.relative_position_bias_table is not None:
-            scores = scores + relative_position_bias(
-                self.relative_position_bias_table, self.bias_cuboid, volume, volume
-            )
-        allowed = attention_mask(layout, layout, q.device)
-        allowed = None if allowed is None else allowed[:, None]
-        if seen is None:
-            return merge_heads(self.attn_drop(masked_softmax(scores, allowed)) @ v)
-        q_seen, k_seen, v_seen = seen
-        return merge_heads(
-            attend_with_globals(
-                scores,
+    def _attend(self, x: Tensor, extra: Extra | None, cut: CuboidLayout, layout: CuboidLayout) -> Tensor:
+        """Every token sees its cuboid and the extra keys: x (B, T, H, W, C), normalised, → (B, T, H, W, C)."""
+        projected = linear(x, self.qkv.weight, self.qkv.bias)  # one copy brings it to cuboids and heads
+        q, kv = torch.split(cut.split_heads(projected, 3, self.num_heads), [1, 2])
+        k, v = kv.unbind(0)
+        drop = self.attn_drop.p if self.training else 0.0
+        out = cut.join_heads(
+            attend(
+                q[0],
+                k,
                 v,
-                (q_seen * self.scale) @ k_seen[:, None].transpose(-2, -1),
-                v_seen[:, None],
-                allowed,
-                self.attn_drop,
+                self._bias(layout.volume),
+                scale=self.scale,
+                extra=extra,
+                allowed=self._allowed(layout),
+                drop=drop,
             )
         )
+        if self.proj is None:
+            return out
+        return dropout(linear(out, self.proj.weight, self.proj.bias), self.proj_drop.p, self.training)
 
-    def _attend_globally(self, seeing: Heads, among: Heads | None, layout: CuboidLayout) -> Tensor:
-        """Each global vector attends to all n·V tokens and optionally to the N global vectors → (B, N, rC)."""
-        q, k, v = seeing
-        k, v = (part.transpose(1, 2).flatten(2, 3) for part in (k, v))  # (B, h, n·V, ·)
-        scores = (q * self.scale) @ k.transpose(-2, -1)  # (B, h, N, n·V)
-        allowed = self._global_mask(layout, q.device)
-        if among is None:
-            out = self.attn_drop(masked_softmax(scores, allowed)) @ v
+    def _seen(self, x: Tensor, g: Tensor, cut: CuboidLayout) -> Extra:
+        """Scores and values of the global vectors g (B, N, rC), normalised, as every token of x sees them."""
+        if self.separate_global_qkv:
+            query, (k, v) = (
+                Affine.of(self.l2g_q_net),
+                split_global_heads(self.l2g_global_kv_net(g), 2, self.num_heads),
+            )
         else:
-            q_among, k_among, v_among = among
-            inner = (q_among * self.scale) @ k_among.transpose(-2, -1)
-            out = attend_with_globals(scores, v, inner, v_among, allowed, self.attn_drop)
-        out = merge_heads(out)
-        return out if self.global_proj is None else self.proj_drop(self.global_proj(out))
+            query, (_, k, v) = Affine.of(self.qkv, 0), split_global_heads(self.global_qkv(g), 3, self.num_heads)
+        return Extra(cut.split_heads(global_scores(x, query, k, self.scale), 1, self.num_heads)[0], v)
 
-    def _global_mask(self, layout: CuboidLayout, device: torch.device) -> Tensor | None:
+    def _updated(self, x: Tensor, g: Tensor, layout: CuboidLayout) -> Tensor:
+        """Update of the global vectors g (B, N, rC) from the padded and rolled x (B, T, H, W, C), both normalised."""
+        among: AmongGlobals | None = None
+        if not self.separate_global_qkv:
+            own = AmongGlobals(*split_global_heads(self.global_qkv(g), 3, self.num_heads))
+            q, k, v = own.query, Affine.of(self.qkv, 1), Affine.of(self.qkv, 2)
+            among = own if self.use_global_self_attn else None
+        else:
+            (q,) = split_global_heads(self.g2l_global_q_net(g), 1, self.num_heads)
+            k, v = Affine.of(self.g2l_k_net), Affine.of(self.g2l_v_net)
+            if self.use_global_self_attn:
+                among = AmongGlobals(*split_global_heads(self.g2g_global_qkv_net(g), 3, self.num_heads))
+        mask = self.global_mask(layout, x.device)
+        if mask is not None:
+            mask = layout.restore(mask.view(1, layout.cuboids, layout.volume, 1))[0, ..., 0]
+        out = attend_globally(
+            x, q, k, v, scale=self.scale, among=among, allowed=mask, drop=self.attn_drop.p, training=self.training
+        )
+        if self.global_proj is None:
+            return out
+        projected: Tensor = self.proj_drop(self.global_proj(out))
+        return projected
+
+    def _bias(self, volume: int) -> Tensor | None:
+        table = self.relative_position_bias_table
+        if table is None:
+            return None
+        return self.derived(
+            ("bias", volume), (table,), lambda: relative_position_bias(table, self.bias_cuboid, volume, volume)
+        )
+
+    def _allowed(self, layout: CuboidLayout) -> Tensor | None:
+        weight = self.qkv.weight
+        return self.derived(("allowed", layout), (weight,), lambda: attention_mask(layout, layout, weight.device))
+
+    def global_mask(self, layout: CuboidLayout, device: torch.device) -> Tensor | None:
+        """Which tokens the global vectors see, in the order of cuboids, (n·V) bool; None: all."""
         real = layout.real_volume(device) if self.reference_global_mask else layout.real(device)
-        return None if real is None else real.reshape(1, -1)
-
-    def _project(self, tokens: Tensor) -> Tensor:
-        return tokens if self.proj is None else self.proj_drop(self.proj(tokens))
-
-
-def attend_with_globals(
-    scores: Tensor, values: Tensor, extra: Tensor, extra_values: Tensor, allowed: Tensor | None, drop: nn.Module
-) -> Tensor:
-    """One softmax over [scores | extra] (..., L, S + N), the extra keys always allowed; → (..., L, d)."""
-    split = scores.shape[-1]
-    if allowed is not None:
-        always = allowed.new_ones((*allowed.shape[:-1], extra.shape[-1]))
-        allowed = torch.cat([allowed, always], dim=-1)
-    weights: Tensor = drop(masked_softmax(torch.cat([scores, extra], dim=-1), allowed))
-    return weights[..., :split] @ values + weights[..., split:] @ extra_values
+        return None if real is None else real.flatten()

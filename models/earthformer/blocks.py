@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from models.earthformer.attention import CuboidSelfAttentionLayer
 from models.earthformer.cross_attention import CuboidCrossAttentionLayer
 from models.earthformer.cuboids import Padding
-from models.earthformer.layers import Activation, Norm, PositionwiseFFN
+from models.earthformer.feed_forward import PositionwiseFFN
+from models.earthformer.layers import Activation, Norm
 from models.earthformer.patterns import CrossCuboid, SelfCuboid
 
 

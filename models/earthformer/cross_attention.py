@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.earthformer.attention import attend_with_globals, merge_heads, split_heads
 from models.earthformer.cuboids import (
     CuboidLayout,
     Padding,
@@ -14,13 +13,17 @@ from models.earthformer.cuboids import (
     Triple,
     attention_mask,
     bias_table_rows,
-    masked_softmax,
     relative_position_bias,
 )
+from models.earthformer.execution import TwoPathModule
+from models.earthformer.global_attention import Affine, global_scores, split_global_heads
 from models.earthformer.layers import Norm, build_norm
+from models.earthformer.plain_attention import plain_cross_attention
+from models.earthformer.products import dropout, linear
+from models.earthformer.softmax_attention import Extra, attend
 
 
-class CuboidCrossAttentionLayer(nn.Module):
+class CuboidCrossAttentionLayer(TwoPathModule):
     """Query cuboid k attends to memory cuboid k, and to the memory's global vectors where there are any.
 
     Only the query is normalised. `max_temporal_relative` bounds query plus memory frames, both counted from 0.
@@ -92,30 +95,52 @@ class CuboidCrossAttentionLayer(nn.Module):
         """x (B, T_x, H, W, C), mem (B, T_m, H, W, C), mem_global_vectors (B, N, rC) → update of x, without residual."""
         if self.cross_last_n_frames is not None:
             mem = mem[:, max(mem.shape[1] - self.cross_last_n_frames, 0) :]
+        if self.is_plain:
+            return plain_cross_attention(self, x, mem, mem_global_vectors)
         (_, t_x, h, w, _), t_m = x.shape, mem.shape[1]
         query, memory = self.layouts((t_x, h, w), (t_m, h, w))
-        tokens = query.split(self.norm(x))
-        (q,) = split_heads(self.q_proj(tokens), 1, self.num_heads)
-        k, v = split_heads(self.kv_proj(memory.split(mem)), 2, self.num_heads)
-        scores = (q * self.scale) @ k.transpose(-2, -1)  # (B, n, h, V_x, V_m)
-        if self.relative_position_bias_table is not None:
-            table = self.relative_position_bias_table
-            scores = scores + relative_position_bias(table, self.bias_cuboid, query.volume, memory.volume)
-        allowed = attention_mask(query, memory, x.device)
-        allowed = None if allowed is None else allowed[:, None]
-        if mem_global_vectors is None or not self.use_global_vector:
-            out = self.attn_drop(masked_softmax(scores, allowed)) @ v
-        else:
-            extra, extra_values = self._global_scores(tokens, q, mem_global_vectors)
-            out = attend_with_globals(scores, v, extra, extra_values, allowed, self.attn_drop)
-        merged = merge_heads(out)
-        return query.join(merged if self.proj is None else self.proj_drop(self.proj(merged)))
+        x, cut, cut_memory = self.norm(x), query, memory
+        if self.q_proj.bias is not None:  # padded tokens are 0 before the projection, not after
+            x, mem, cut, cut_memory = query.pad(x), memory.pad(mem), query.without_padding(), memory.without_padding()
+        extra = None
+        if mem_global_vectors is not None and self.use_global_vector:
+            extra = self._seen(x, mem_global_vectors, cut)
+        (q,) = cut.split_heads(linear(x, self.q_proj.weight, self.q_proj.bias), 1, self.num_heads).unbind(0)
+        keys_values = linear(mem, self.kv_proj.weight, self.kv_proj.bias)
+        k, v = cut_memory.split_heads(keys_values, 2, self.num_heads).unbind(0)
+        out = cut.join_heads(
+            attend(
+                q,
+                k,
+                v,
+                self._bias(query.volume, memory.volume),
+                scale=self.scale,
+                extra=extra,
+                allowed=self._allowed(query, memory),
+                drop=self.attn_drop.p if self.training else 0.0,
+            )
+        )
+        if self.proj is not None:
+            out = dropout(linear(out, self.proj.weight, self.proj.bias), self.proj_drop.p, self.training)
+        return out if self.q_proj.bias is None else query.crop(out)
 
-    def _global_scores(self, tokens: Tensor, q: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B, n, h, V_x, N) and values (B, 1, h, N, d) of the memory's global vectors."""
-        if self.separate_global_qkv:
-            (q,) = split_heads(self.l2g_q_net(tokens), 1, self.num_heads)
-            k, v = split_heads(self.l2g_global_kv_net(g), 2, self.num_heads)
-        else:
-            k, v = split_heads(self.kv_proj(g), 2, self.num_heads)
-        return (q * self.scale) @ k[:, None].transpose(-2, -1), v[:, None]
+    def _seen(self, x: Tensor, g: Tensor, cut: CuboidLayout) -> Extra:
+        """Scores and values of the memory's global vectors g (B, N, rC) as every token of x sees them."""
+        query, net = (
+            (self.l2g_q_net, self.l2g_global_kv_net) if self.separate_global_qkv else (self.q_proj, self.kv_proj)
+        )
+        k, v = split_global_heads(net(g), 2, self.num_heads)
+        scores = global_scores(x, Affine.of(query), k, self.scale)
+        return Extra(cut.split_heads(scores, 1, self.num_heads)[0], v)
+
+    def _bias(self, queries: int, keys: int) -> Tensor | None:
+        table = self.relative_position_bias_table
+        if table is None:
+            return None
+        return self.derived(
+            ("bias", queries, keys), (table,), lambda: relative_position_bias(table, self.bias_cuboid, queries, keys)
+        )
+
+    def _allowed(self, query: CuboidLayout, memory: CuboidLayout) -> Tensor | None:
+        weight = self.q_proj.weight
+        return self.derived(("allowed", query, memory), (weight,), lambda: attention_mask(query, memory, weight.device))

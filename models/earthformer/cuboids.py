@@ -6,7 +6,7 @@ cuboid is local ("l", neighbouring cells) or dilated ("d", every n-th cell).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -82,21 +82,80 @@ class CuboidLayout:
         """Tokens in one cuboid."""
         return self.cuboid[0] * self.cuboid[1] * self.cuboid[2]
 
+    @property
+    def cuboids(self) -> int:
+        """Number of cuboids."""
+        t, h, w = (n // b for n, b in zip(self.padded, self.cuboid, strict=True))
+        return t * h * w
+
     def split(self, x: Tensor) -> Tensor:
         """x (B, T, H, W, C) → tokens (B, cuboids, volume, C): pad, roll, reorder."""
-        return self._reorder(self._roll(pad_volume(x, self.pads, self.padding, time_first=self.time_first)))
+        return self._reorder(self.enlarge(x))
 
     def join(self, tokens: Tensor) -> Tensor:
         """Inverse of `split`: tokens (B, cuboids, volume, C) → (B, T, H, W, C)."""
-        counts = [n // b for n, b in zip(self.padded, self.cuboid, strict=True)]
-        x = tokens.reshape(tokens.shape[0], *counts, *self.cuboid, tokens.shape[-1])
-        order = [0]
-        for axis, kind in enumerate(self.strategy):
-            order += [1 + axis, 4 + axis] if kind == "l" else [4 + axis, 1 + axis]
-        x = x.permute(*order, 7).reshape(tokens.shape[0], *self.padded, tokens.shape[-1])
+        return self.reduce(self.restore(tokens))
+
+    def restore(self, tokens: Tensor) -> Tensor:
+        """tokens (B, cuboids, volume, C) in their places in the padded and rolled volume (B, T, H, W, C)."""
+        x = tokens.reshape(tokens.shape[0], *self._counts, *self.cuboid, tokens.shape[-1])
+        return x.permute(*self._home, 7).reshape(tokens.shape[0], *self.padded, tokens.shape[-1])
+
+    def split_heads(self, x: Tensor, parts: int, heads: int) -> Tensor:
+        """x (B, T, H, W, parts·h·d) → (parts, B, h, cuboids, volume, d): `split` and the heads apart, in one copy."""
+        x = self.enlarge(x)
+        x = x.reshape(x.shape[0], *self._axes, parts, heads, -1)
+        x = x.permute(7, 0, 8, *self._away[1:], 9)
+        return x.reshape(parts, x.shape[1], heads, self.cuboids, self.volume, -1)
+
+    def join_heads(self, x: Tensor) -> Tensor:
+        """x (B, h, cuboids, volume, d) → (B, T, H, W, h·d): `join` and the heads together, in one copy."""
+        batch, heads = x.shape[:2]
+        x = x.reshape(batch, heads, *self._counts, *self.cuboid, -1)
+        x = x.permute(0, *(1 + axis for axis in self._home[1:]), 1, 8)
+        return self.reduce(x.reshape(batch, *self.padded, -1))
+
+    def enlarge(self, x: Tensor) -> Tensor:
+        """x (B, T, H, W, C) padded and rolled."""
+        return self._roll(self.pad(x))
+
+    def pad(self, x: Tensor) -> Tensor:
+        """x (B, T, H, W, C) padded to a multiple of the cuboid."""
+        return pad_volume(x, self.pads, self.padding, time_first=self.time_first)
+
+    def without_padding(self) -> Self:
+        """The same cuboids for a volume padded before."""
+        return replace(self, size=self.padded)
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """Inverse of `enlarge`."""
         if any(self.shift):
             x = x.roll(self.shift, dims=(1, 2, 3))
-        return self._unpad(x)
+        return self.crop(x)
+
+    @property
+    def _counts(self) -> list[int]:
+        return [n // b for n, b in zip(self.padded, self.cuboid, strict=True)]
+
+    @property
+    def _axes(self) -> list[int]:
+        """Two axes for each of T, H, W: cuboid number and position inside where local, the reverse where dilated."""
+        axes: list[int] = []
+        for count, b, kind in zip(self._counts, self.cuboid, self.strategy, strict=True):
+            axes += [count, b] if kind == "l" else [b, count]
+        return axes
+
+    @property
+    def _away(self) -> list[int]:
+        """Permutation of (B, `_axes`) that puts the cuboids' numbers before the positions inside."""
+        number = [1 + 2 * axis + (kind == "d") for axis, kind in enumerate(self.strategy)]
+        inside = [1 + 2 * axis + (kind == "l") for axis, kind in enumerate(self.strategy)]
+        return [0, *number, *inside]
+
+    @property
+    def _home(self) -> list[int]:
+        """Inverse of `_away`."""
+        return sorted(range(7), key=self._away.__getitem__)
 
     def regions(self, device: torch.device) -> Tensor | None:
         """Region label of every token (cuboids, volume): cells that the roll made neighbours carry different labels.
@@ -132,17 +191,11 @@ class CuboidLayout:
         return x.roll([-s for s in self.shift], dims=(1, 2, 3))
 
     def _reorder(self, x: Tensor) -> Tensor:
-        axes: list[int] = []
-        number, inside = [], []
-        for axis, (n, b, kind) in enumerate(zip(self.padded, self.cuboid, self.strategy, strict=True)):
-            first, second = 1 + 2 * axis, 2 + 2 * axis
-            axes += [n // b, b] if kind == "l" else [b, n // b]
-            number.append(first if kind == "l" else second)
-            inside.append(second if kind == "l" else first)
-        x = x.reshape(x.shape[0], *axes, x.shape[-1]).permute(0, *number, *inside, 7)
+        x = x.reshape(x.shape[0], *self._axes, x.shape[-1]).permute(*self._away, 7)
         return x.reshape(x.shape[0], -1, self.volume, x.shape[-1])
 
-    def _unpad(self, x: Tensor) -> Tensor:
+    def crop(self, x: Tensor) -> Tensor:
+        """Inverse of `pad`."""
         if not any(self.pads):
             return x
         if self.padding == "nearest":

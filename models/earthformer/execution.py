@@ -6,13 +6,15 @@ fast one against, and as the baseline of the benchmark.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Derived = TypeVar("Derived", Tensor, Tensor | None)
 
 
 class Execution(StrEnum):
@@ -27,21 +29,21 @@ class _Kept(NamedTuple):
 
     state: tuple[object, ...]
     sources: tuple[Tensor, ...]
-    value: Tensor
+    value: Any
 
 
 class TwoPathModule(nn.Module):
     """A module that reads `self.execution` in its forward pass and may keep tensors derived from its weights."""
 
     execution: Execution = Execution.FAST
-    _kept: dict[str, _Kept] | None = None
+    _kept: dict[Hashable, _Kept] | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether the reference's order of operations is wanted."""
         return self.execution is Execution.PLAIN
 
-    def derived(self, name: str, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+    def derived(self, name: Hashable, sources: Sequence[Tensor], compute: Callable[[], Derived]) -> Derived:
         """compute(), a function of `sources` alone, kept between calls at inference.
 
         Computed anew in training or with gradients, under torch.compile, and whenever a source was replaced, moved
@@ -58,7 +60,8 @@ class TwoPathModule(nn.Module):
         found = kept.get(name)
         if found is None or found.state != state:
             found = kept[name] = _Kept(state, tuple(source.detach() for source in sources), compute())
-        return found.value
+        value: Derived = found.value
+        return value
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; forgets derived tensors."""

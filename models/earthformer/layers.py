@@ -76,41 +76,6 @@ class FrameGroupNorm(nn.GroupNorm):
         return super().forward(input.contiguous())
 
 
-class PositionwiseFFN(nn.Module):
-    """x + W2 act(W1 norm(x)), optionally gated; with `pre_norm` false norm(x + W2 act(W1 x))."""
-
-    def __init__(
-        self,
-        units: int,
-        hidden_size: int,
-        *,
-        activation: Activation = "gelu",
-        gated_proj: bool = False,
-        normalization: Norm = "layer_norm",
-        pre_norm: bool = True,
-        dropout: float = 0.0,
-        activation_dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.pre_norm = pre_norm
-        self.ffn_1 = nn.Linear(units, hidden_size)
-        self.ffn_1_gate = nn.Linear(units, hidden_size) if gated_proj else None
-        self.ffn_2 = nn.Linear(hidden_size, units)
-        self.layer_norm = build_norm(normalization, units)
-        self.activation = build_activation(activation)
-        self.dropout = nn.Dropout(dropout)
-        self.activation_dropout = nn.Dropout(activation_dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = self.layer_norm(x) if self.pre_norm else x
-        if self.ffn_1_gate is None:
-            hidden = self.activation(self.ffn_1(inner))
-        else:
-            hidden = self.activation(self.ffn_1_gate(inner)) * self.ffn_1(inner)
-        y: Tensor = x + self.dropout(self.ffn_2(self.activation_dropout(hidden)))
-        return y if self.pre_norm else self.layer_norm(y)
-
-
 class PatchMerging3D(nn.Module):
     """(B, T, H, W, C) → (B, T/a, H/b, W/c, out_dim): blocks of a·b·c cells become one, normalised and projected.
 

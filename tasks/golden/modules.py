@@ -13,7 +13,8 @@ from models.earthformer.auxiliary import AuxiliaryEarthformer
 from models.earthformer.blocks import BlockSettings, StackCuboidCrossAttentionBlock, StackCuboidSelfAttentionBlock
 from models.earthformer.config import EarthformerConfig
 from models.earthformer.cross_attention import CuboidCrossAttentionLayer
-from models.earthformer.layers import PatchMerging3D, PosEmbed, PositionwiseFFN, Upsample3DLayer
+from models.earthformer.feed_forward import PositionwiseFFN
+from models.earthformer.layers import PatchMerging3D, PosEmbed, Upsample3DLayer
 from models.earthformer.network import Earthformer
 from models.earthformer.patterns import CrossCuboid, SelfCuboid
 from models.earthformer.stems import (
