@@ -50,7 +50,9 @@ def linear_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, T
 
 
 def _as_convolution(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.numel() >= _WORTH_A_CONVOLUTION and on_plain_cpu(x)
+    """On one thread torch has a slow kernel of its own for 1x1 convolutions."""
+    worth = x.dtype == torch.float32 and x.numel() >= _WORTH_A_CONVOLUTION
+    return worth and on_plain_cpu(x) and torch.get_num_threads() > 1
 
 
 def _frame(x: Tensor) -> Tensor:
