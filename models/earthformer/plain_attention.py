@@ -144,16 +144,18 @@ def _attend_globally(
     return _project(_merge(out), layer.global_proj, layer.proj_drop)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=16)
 def _mask(query: CuboidLayout, key: CuboidLayout, device: torch.device) -> Tensor:
     """Which key a query may see, (cuboids, query volume, key volume); all true where nothing is padded or rolled."""
-    allowed = attention_mask(query, key, device)
-    if allowed is not None:
-        return allowed
-    return torch.ones(query.cuboids, query.volume, key.volume, dtype=torch.bool, device=device)
+    with torch.inference_mode(False):  # an inference tensor could serve no later training
+        allowed = attention_mask(query, key, device)
+        if allowed is not None:
+            return allowed
+        return torch.ones(query.cuboids, query.volume, key.volume, dtype=torch.bool, device=device)
 
 
 @lru_cache(maxsize=128)
 def _index(cuboid: Triple, queries: int, keys: int, device: torch.device) -> Tensor:
     """The reference keeps this as a buffer of the layer."""
-    return relative_position_index(cuboid, queries, keys, device)
+    with torch.inference_mode(False):
+        return relative_position_index(cuboid, queries, keys, device)

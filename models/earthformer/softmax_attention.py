@@ -51,7 +51,7 @@ def attend(
         groups = q.shape[:3]
         flat = (part.flatten(0, 2) for part in (q, k, v))
         out: Tensor = _SmallAttention.apply(*flat, bias, scores, values, allowed, groups, scale, drop)  # type: ignore[no-untyped-call]
-        return out.unflatten(0, groups)
+        return out.view(*groups, *out.shape[1:])
     return _attend_fused(q, k, v, bias, scale, extra, allowed, drop)
 
 
@@ -74,7 +74,7 @@ class _SmallAttention(torch.autograd.Function):
     ) -> Tensor:
         batch, heads, n = groups
         length, dim = q.shape[1:]
-        weights = _scores(q, k, bias, scale, groups).unflatten(0, groups)
+        weights = _scores(q, k, bias, scale, groups).view(*groups, length, -1)
         if allowed is not None:
             weights.masked_fill_(~allowed, -1e18)
         weights, extra = _softmax_(weights, extra, allowed)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-BENCHES = ("ingest", "archive", "loader", "cycle", "denoiser", "tiling")
+BENCHES = ("ingest", "archive", "loader", "cycle", "denoiser", "tiling", "earthformer")
 
 
 def _measure(name: str, quick: bool, folder: Path) -> Any:
