@@ -59,10 +59,10 @@ def _growth(rows: list[dict[str, Any]], preset: str) -> dict[str, float]:
 
 
 def _mrms_peak(rows: list[dict[str, Any]]) -> float:
-    """Peak on all of MRMS: measured, or that of the largest area and what more context, anchor and forecast take."""
-    last = rows[-1]
-    more = MRMS[0] * MRMS[1] - last["cells"]
-    return float(last["peak_gb"] + more * 4 * last["frames"] / 1e9)
+    """Peak on all of MRMS, on the line through the two largest areas; at least what its fields alone add."""
+    before, last = rows[-2:]
+    per_cell = max((last["peak_gb"] - before["peak_gb"]) / (last["cells"] - before["cells"]), 4e-9 * last["frames"])
+    return float(last["peak_gb"] + (MRMS[0] * MRMS[1] - last["cells"]) * per_cell)
 
 
 def measure(preset: str, area: tuple[int, int]) -> dict[str, Any]:
