@@ -45,9 +45,11 @@ def choose_model(
         window: Other frames and cells than the model's own.
 
     Raises:
-        ValueError: no such preset, auxiliary inputs, or a size the architecture cannot have.
+        ValueError: no such preset, another family, auxiliary inputs, or a size the architecture cannot have.
     """
     base = load_config(parent) if parent is not None and preset is None else preset_config(preset or default)
+    if not isinstance(base, ForecasterConfig):
+        raise ValueError(f"expected an Earthformer to start from; got a {base.family}, which is trained in its stages")
     if base.architecture.auxiliary_channels is not None:
         raise ValueError(f"expected a model without auxiliary inputs, which no archive holds; got {base.preset}")
     size = window or WindowSize(base.t_in, base.t_out, base.patch)
