@@ -59,7 +59,13 @@ def nowcast(
     at: Annotated[str | None, typer.Option(help="Use only what had been received by this time.")] = None,
     as_of: Annotated[str | None, typer.Option(help="Archive snapshot to read.")] = None,
     model: Annotated[str | None, typer.Option(help="NAME@ALIAS, NAME/VERSION, or a rung of the ladder.")] = None,
-    members: Annotated[int, typer.Option(min=1, help="Ensemble members, where the rung has any.")] = 1,
+    members: Annotated[
+        int | None, typer.Option(min=1, help="Ensemble members, where the rung has any; default: the domain's.")
+    ] = None,
+    intensity: Annotated[
+        str | None,
+        typer.Option(help="A what-if: average intensity at +2sigma, -1sigma, ... of the expected. Not in latest."),
+    ] = None,
     deadline: Annotated[str | None, typer.Option(help="Time budget, such as 60s.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     as_json: AsJson = False,
@@ -78,6 +84,7 @@ def nowcast(
         members=members,
         deadline=deadline,
         seed=seed,
+        intensity=intensity,
     )
 
 
@@ -107,14 +114,22 @@ def train(
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Time budget, such as 10min.")] = None,
     resume: Annotated[str | None, typer.Option(help="MLflow run id to go on with.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="PreDiff, with --resume: autoencoder, latents, denoiser or alignment again.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split's order, the draws and the weights.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train a challenger, compare it with the champion and both baselines, promote it or not."""
     stack_commands.enter()
     from flows.train import train as flow
+    from flows.train_prediff import train_prediff
 
     name = preset if preset is None or "/" in preset else f"{model}/{preset}"
+    if name is not None and name.startswith("prediff/"):
+        told = {"from_model": from_model, "budget": budget, "resume": resume, "stage": stage, "seed": seed}
+        _run(train_prediff, as_json, domain=domain, preset=name, **told)
+        return
     if model != "earthformer" and (name is None or not name.startswith(f"{model}/")):
         raise ValueError(f"expected --preset with --model {model}; `squall model list` shows all presets")
     _run(

@@ -85,19 +85,27 @@ class ContextSettings(_Frozen):
 
 
 class ForecastSettings(_Frozen):
-    """What is forecast, by whom, by when."""
+    """What is forecast, by whom, by when.
+
+    `members`: of an ensemble, where a rung gives any. Where the deadline leaves too little time for all of them, their
+    sampling steps go down to `least_steps`, then their number to `least_members`, then the next rung has its turn.
+    """
 
     lead_times: int = Field(default=12, ge=1)
-    ladder: tuple[str, ...] = ("earthformer", "extrapolation", "persistence")
+    ladder: tuple[str, ...] = ("prediff", "earthformer", "extrapolation", "persistence")
     deadline: Duration = timedelta(seconds=60)
     model: str | None = None
+    members: int = Field(default=8, ge=1)
+    least_members: int = Field(default=2, ge=2)
+    least_steps: int = Field(default=4, ge=1)
 
 
 class ProductSettings(_Frozen):
-    """Where products go; thresholds in the quantity's units."""
+    """Where products go; thresholds in the quantity's units, quantiles of an ensemble's members as shares of 1."""
 
     url: str
     thresholds: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+    quantiles: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.1, 0.5, 0.9)
     retention: Duration = timedelta(days=7)
 
 

@@ -142,13 +142,15 @@ def make_forecast(
     context: Context,
     *,
     model: str | None,
-    members: int,
+    members: int | None,
     deadline: timedelta,
     seed: int,
+    intensity: float | None = None,
 ) -> Forecast:
-    """The forecast of the best rung that answers in time. Raises NoForecast."""
-    rungs = choose_rungs(domain, settings, context, model)
-    return run_ladder(context, rungs, domain, deadline=deadline, seed=seed, members=members)
+    """The forecast of the best rung that answers in time, or a what-if of the given intensity. Raises NoForecast."""
+    rungs = choose_rungs(domain, settings, context, model, intensity)
+    wanted = members or domain.forecast.members
+    return run_ladder(context, rungs, domain, deadline=deadline, seed=seed, members=wanted, intensity=intensity)
 
 
 def publish_forecast(

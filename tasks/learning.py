@@ -23,6 +23,7 @@ from tasks.training.finetuning import choose_model, parse_window, told_model
 from tasks.training.resumption import REQUEST_TAG, alone, experiment_of, find_interrupted, training_folder
 from tasks.training.sample_set import SampleSet
 from tasks.training.samples import SampleSource, SampleSpec
+from tasks.verification.ensemble_promotion import EnsembleVerdict
 from tasks.verification.promotion import PromotionVerdict, Unavailable, decide
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ def _log_verdict(log: RunLog, verdict: PromotionVerdict) -> None:
         log.metrics({f"summary/mean_csi_wet_{name}": score})
 
 
-def promote_model(settings: Settings, fitted: Fitted, verdict: PromotionVerdict) -> ModelVersion:
+def promote_model(settings: Settings, fitted: Fitted, verdict: PromotionVerdict | EnsembleVerdict) -> ModelVersion:
     """Make the challenger champion or refuse it, as the verdict says; repeating it changes nothing."""
     tracking = Tracking(settings.tracking_uri)
     tracking.tag_version(fitted.name, fitted.version, {RANK_TAG: verdict.ladder_rank, "squall.verdict": verdict.reason})

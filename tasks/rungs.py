@@ -7,8 +7,7 @@ downloaded weights, and while the server is away the last one counts.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -16,11 +15,12 @@ from uuid import uuid4
 from infra.objects import ObjectStore
 from infra.settings import Domain, Settings
 from infra.tracking import CHAMPION, ModelMissing, Tracking, TrackingUnavailable
-from tasks.forecasting.adaptation import Needs
+from tasks.forecasting.adaptation import Needs, first_cell
 from tasks.forecasting.context import Context
+from tasks.forecasting.ensemble import EnsembleCost, Ensembles
 from tasks.forecasting.ladder import ModelIdentity, Rung, baseline_rung
-from tasks.products.publishing import read_latest
-from tasks.products.report import read_report
+from tasks.products.publishing import read_latest, series
+from tasks.products.report import Report, read_report
 
 if TYPE_CHECKING:
     from models.forecaster import Forecaster
@@ -48,7 +48,32 @@ class Champion:
     folder: str
 
 
-def choose_rungs(domain: Domain, settings: Settings, context: Context, model: str | None = None) -> list[Rung]:
+@dataclass(frozen=True)
+class _Measured:
+    """What the newest product of a series tells about the time that its own model takes."""
+
+    report: Report | None
+
+    def seconds(self, name: str, version: str) -> float | None:
+        """Of a model that gives one member; None where that product is not its own."""
+        report = self._of(name, version)
+        if report is None:
+            return None
+        return report.seconds.get("forecast.load", 0.0) + report.seconds.get("forecast.forecast", 0.0)
+
+    def cost(self, name: str, version: str) -> EnsembleCost | None:
+        """Of an ensemble; None where that product is not its own."""
+        report = self._of(name, version)
+        return report.ensemble.cost if report and report.ensemble else None
+
+    def _of(self, name: str, version: str) -> Report | None:
+        report = self.report
+        return report if report and (report.model.name, report.model.version) == (name, version) else None
+
+
+def choose_rungs(
+    domain: Domain, settings: Settings, context: Context, model: str | None = None, intensity: float | None = None
+) -> list[Rung]:
     """The domain's ladder, best first.
 
     A champion that the promotion gate found below extrapolation stands below it. An asked-for model comes first, and
@@ -57,10 +82,11 @@ def choose_rungs(domain: Domain, settings: Settings, context: Context, model: st
     Args:
         domain: Its ladder and registered model.
         settings: Tracking server, device, state folder.
-        context: For the baselines.
+        context: For the baselines, and the place of the grid.
         model: `NAME@ALIAS`, `NAME/VERSION`, or a rung's name; None takes the ladder as it is.
+        intensity: Of a what-if, whose times are those of earlier ones; None: a forecast.
     """
-    expected = _measured(domain, settings)
+    expected = _measured(domain, settings, intensity)
     names = [model, *(name for name in BASELINES if name != model)] if model else list(domain.forecast.ladder)
     rungs = [_rung(name, domain, settings, context, expected) for name in names]
     if model is None:
@@ -68,20 +94,20 @@ def choose_rungs(domain: Domain, settings: Settings, context: Context, model: st
     return [rung for rung, _ in rungs]
 
 
-def _rung(
-    name: str, domain: Domain, settings: Settings, context: Context, expected: Callable[[str, str], float | None]
-) -> tuple[Rung, float]:
+def _rung(name: str, domain: Domain, settings: Settings, context: Context, measured: _Measured) -> tuple[Rung, float]:
     """A rung and its place: models 0 (1.5 below extrapolation), extrapolation 1, persistence 2."""
     if name in BASELINES:
-        return baseline_rung(name, context, domain, expected(name, "1")), 1.0 + BASELINES.index(name)
+        return baseline_rung(name, context, domain, measured.seconds(name, "1")), 1.0 + BASELINES.index(name)
     try:
         champion = find_named(name, domain, settings)
+        needs = _needs(champion)
         rung = Rung(
             name=str(_config(champion)["family"]),
-            load=lambda: _load(champion, settings),
+            load=lambda: _load(champion, settings, context, needs),
             model=ModelIdentity(champion.name, champion.version, champion.run_id),
-            needs=_needs(champion),
-            expected_s=expected(champion.name, champion.version),
+            needs=needs,
+            expected_s=measured.seconds(champion.name, champion.version),
+            ensembles=_ensembles(champion, domain, measured.cost(champion.name, champion.version)),
         )
     except (ModelMissing, TrackingUnavailable, ValueError, KeyError, OSError) as error:
         return _missing(name, registered_name(domain, name), error), 0.0
@@ -148,14 +174,21 @@ def find_champion(name: str, which: str, settings: Settings) -> Champion:
     return champion
 
 
-def _load(champion: Champion, settings: Settings) -> Forecaster:
+def _load(champion: Champion, settings: Settings, context: Context, needs: Needs) -> Forecaster:
     import torch
 
     from models.forecaster import load_forecaster
+    from models.prediff.forecaster import PreDiffForecaster
 
     torch.set_num_threads(settings.threads)
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return load_forecaster(champion.folder, device)
+    forecaster = load_forecaster(champion.folder, device)
+    if not isinstance(forecaster, PreDiffForecaster):
+        return forecaster
+    downscale = forecaster.config.architecture.autoencoder.downscale
+    row, column = first_cell(context.frames, needs)
+    fast = True if forecaster.device.type == "cuda" else None  # on a CPU as configured: few have bfloat16 arithmetic
+    return replace(forecaster, origin=(row // downscale, column // downscale), bf16=fast)
 
 
 def _config(champion: Champion) -> dict[str, object]:
@@ -173,6 +206,19 @@ def _needs(champion: Champion) -> Needs:
     )
 
 
+def _ensembles(champion: Champion, domain: Domain, cost: EnsembleCost | None) -> Ensembles | None:
+    sampler = _config(champion).get("sampler")
+    if not isinstance(sampler, dict):
+        return None
+    return Ensembles(
+        steps=int(sampler["steps"]),
+        sampler=str(sampler["method"]),
+        least_steps=domain.forecast.least_steps,
+        least_members=domain.forecast.least_members,
+        cost=cost,
+    )
+
+
 def _missing(name: str, registered: str, error: Exception) -> Rung:
     def load() -> Forecaster:
         raise error
@@ -180,18 +226,10 @@ def _missing(name: str, registered: str, error: Exception) -> Rung:
     return Rung(name, load, ModelIdentity(registered, "none"), Needs(1))
 
 
-def _measured(domain: Domain, settings: Settings) -> Callable[[str, str], float | None]:
-    """Seconds that a model took in the newest product, where that product is its own."""
+def _measured(domain: Domain, settings: Settings, intensity: float | None) -> _Measured:
     store = ObjectStore(domain.product.url, settings.storage_options(domain.product.url))
     try:
-        latest = read_latest(store, domain.name)
-        report = read_report(store, latest.path) if latest else None
+        latest = read_latest(store, series(domain.name, intensity))
+        return _Measured(read_report(store, latest.path) if latest else None)
     except (ValueError, FileNotFoundError):  # a damaged product must not keep the next one from coming
-        report = None
-
-    def seconds(name: str, version: str) -> float | None:
-        if report is None or (report.model.name, report.model.version) != (name, version):
-            return None
-        return report.seconds.get("forecast.load", 0.0) + report.seconds.get("forecast.forecast", 0.0)
-
-    return seconds
+        return _Measured(None)

@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.tasks import exponential_backoff
 
-from tasks import benchmarking, cycle, learning
+from tasks import benchmarking, cycle, ensemble_gate, learning, prediff_learning
 from tasks.feeds import FrameRejected
 from tasks.training import resumption
 from tasks.verification import degradation, skill_log
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tasks.products.publishing import Published
     from tasks.products.report import Report
     from tasks.verification.degradation import SkillVerdict
+    from tasks.verification.ensemble_promotion import EnsembleVerdict
     from tasks.verification.promotion import PromotionVerdict
     from tasks.verification.skill_table import SkillTable
 
@@ -70,6 +71,13 @@ expire = _step(cycle.expire_products_and_snapshots, retries=2, minutes=30, tags=
 find_begun = _step(resumption.find_begun, retries=4, minutes=5, tags={"registry"})
 sample_data = _step(learning.sample_data, retries=2, minutes=120, tags={"archive"})
 fit_model = _step(learning.fit_model, retries=0, minutes=7 * 24 * 60, tags={"model", "gpu"})
+plan_prediff = _step(prediff_learning.plan_prediff, retries=2, minutes=10, tags={"registry"})
+fit_autoencoder = _step(prediff_learning.fit_autoencoder, retries=0, minutes=7 * 24 * 60, tags={"model", "gpu"})
+encode_windows = _step(prediff_learning.encode_windows, retries=1, minutes=24 * 60, tags={"model", "gpu"})
+fit_denoiser = _step(prediff_learning.fit_denoiser, retries=0, minutes=30 * 24 * 60, tags={"model", "gpu"})
+fit_alignment = _step(prediff_learning.fit_alignment, retries=0, minutes=7 * 24 * 60, tags={"model", "gpu"})
+assemble_prediff = _step(prediff_learning.assemble_prediff, retries=1, minutes=24 * 60, tags={"model"})
+compare_ensemble_models = _step(ensemble_gate.compare_ensemble_models, retries=1, minutes=24 * 60, tags={"model"})
 compare_models = _step(learning.compare_models, retries=1, minutes=120, tags={"model"})
 promote_model = _step(learning.promote_model, retries=3, minutes=5, tags={"registry"})
 compare_ensembles = _step(benchmarking.compare_domain_ensembles, retries=0, minutes=24 * 60, tags={"model", "gpu"})
@@ -86,7 +94,7 @@ def show_product(domain: str, published: Published, report: Report, picture: byt
     rows = "\n".join(f"| {name} | {text} |" for name, text in _product_lines(published, report).items())
     create_markdown_artifact(
         markdown=f"{image}| | |\n|---|---|\n{rows}\n",
-        key=f"nowcast-{domain}",
+        key=f"nowcast-{domain}" if report.intensity is None else f"what-if-{domain}",
         description=f"{report.init_time:%Y-%m-%d %H:%M} UTC, rung {report.rung}, verdict {report.verdict}",
     )
 
@@ -97,11 +105,21 @@ def _product_lines(published: Published, report: Report) -> dict[str, str]:
         "verdict": f"{report.verdict}: {'; '.join(report.reasons) or 'all frames there'}",
         "rung": f"{report.rung}: {report.why}",
         "model": f"{report.model.name} {report.model.version}",
+        "ensemble": _ensemble_line(report),
         "archive snapshot": report.archive_snapshot,
         "product": f"`{published.path}`",
         "latest": "yes" if published.latest else "no: a newer product is out",
         "seconds": ", ".join(f"{name} {value:.2f}" for name, value in report.seconds.items()),
     }
+
+
+def _ensemble_line(report: Report) -> str:
+    run = report.ensemble
+    if run is None:
+        return "one member"
+    steered = f", what-if at {run.intensity:+g} sigma" if run.intensity is not None else ""
+    size = f"{report.members} of {run.members_asked} members, {run.steps} of {run.steps_asked} steps"
+    return f"{size}: {run.choice}{steered}"
 
 
 def show_skill(domain: str, table: SkillTable, verdict: SkillVerdict) -> None:
@@ -113,7 +131,7 @@ def show_skill(domain: str, table: SkillTable, verdict: SkillVerdict) -> None:
     )
 
 
-def show_training(domain: str, fitted: Fitted, verdict: PromotionVerdict) -> None:
+def show_training(domain: str, fitted: Fitted, verdict: PromotionVerdict | EnsembleVerdict) -> None:
     """Put a training's verdict and the link to its MLflow run among the run's artifacts."""
     create_markdown_artifact(
         markdown=f"**{verdict.reason}**\n\n"

@@ -28,17 +28,24 @@ class AutoencoderConfig(BaseModel):
     latent_channels: int = Field(default=64, ge=1)
     norm_num_groups: int = Field(default=32, ge=1)
     act_fn: Literal["silu", "gelu", "relu", "mish"] = "silu"
+    # Pixels along each axis that enter as channels of one: no layer then works at full resolution (our addition).
+    patch_size: int = Field(default=1, ge=1)
+    # A shortcut without weights around encoder and decoder (Chen et al. 2024, DC-AE, arXiv:2410.10733; our addition):
+    # cosine coefficients of each latent cell's pixels, lowest first. Training starts from them instead of from noise.
+    cosine_shortcut: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if wrong := [width for width in self.block_out_channels if width % self.norm_num_groups]:
             raise ValueError(f"expected widths divisible by {self.norm_num_groups} groups; got {wrong}")
+        if self.cosine_shortcut and self.latent_channels > self.downscale**2 * self.in_channels:
+            raise ValueError(f"expected at most {self.downscale**2 * self.in_channels} latent channels with a shortcut")
         return self
 
     @property
     def downscale(self) -> int:
         """Pixels per latent cell, along H and along W."""
-        return int(2 ** (len(self.block_out_channels) - 1))
+        return int(2 ** (len(self.block_out_channels) - 1)) * self.patch_size
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the latent of a frame of (height, width) pixels: the decoder gives the frame's size back.
@@ -144,6 +151,9 @@ class DenoiserConfig(BackboneConfig):
     self_pattern: str = "axial"
     upsample_kernel_size: int = Field(default=3, ge=1)
     unet_res_connect: bool = True
+    # The noisy latent reaches the output through a gate set by the step (our addition; compare the skip connection of
+    # Karras et al. 2022, arXiv:2206.00364): a network narrower than the latent need not carry its noise.
+    input_skip: bool = False
 
     @model_validator(mode="after")
     def _check_shapes(self) -> Self:

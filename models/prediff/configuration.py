@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.configuration import CONFIG_VERSION, ForecasterConfig
+from models.prediff.calibration import ReadingCalibration
 from models.prediff.config import PreDiffArchitecture
 from models.prediff.constraints import AnyConstraint, AverageIntensity
 from models.prediff.intensity_estimator import IntensityEstimatorConfig
@@ -46,6 +47,8 @@ class PreDiffConfig(BaseModel):
     sampler: SamplerConfig = SamplerConfig()
     estimator: IntensityEstimatorConfig
     constraint: AnyConstraint = AverageIntensity()
+    # How much of the constraint's value predictions from noise still show, measured after training; None: not measured.
+    reading: ReadingCalibration | None = None
     # Factor on the noise a sample starts from; chosen on validation windows so that spread and error agree.
     spread: float = Field(default=1.0, gt=0)
 

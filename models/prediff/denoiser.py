@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.earthformer.layers import PatchMerging3D, PosEmbed, Upsample3DLayer
 from models.prediff.blocks import Level, ResidualBlock, StepEmbedding
@@ -44,7 +45,11 @@ class LatentDenoiser(nn.Module):
             for fine, coarse, size in zip(units, units[1:], sizes, strict=False)
         )
         self.final_proj = nn.Linear(units[0], channels)
+        self.gate = nn.Linear(config.time_units, channels) if config.input_skip else None
         initialise(self)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
 
     def forward(self, z_t: Tensor, t: Tensor, context: Tensor, condition: Tensor | None = None) -> Tensor:
         """Noisy latent z_t (B, T_out, h, w, C), step t (B,), context latent (B, T_in, h, w, C) → as z_t.
@@ -68,6 +73,8 @@ class LatentDenoiser(nn.Module):
                 x = x + skips[level] if self.config.unet_res_connect else x
             x = self.up[level](x, embedding)
         noise: Tensor = self.final_proj(x[:, -z_t.shape[1] :])
+        if self.gate is not None:
+            noise = noise + z_t * self.gate(F.silu(embedding))[:, None, None, None]
         return noise
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ from models.prediff.guidance import CalibratedGuidance
 from models.prediff.intensity_estimator import AnticipatedIntensity
 from models.prediff.network import PreDiffNetwork
 from models.prediff.samplers import LatentSampler, SamplerConfig
-from models.prediff.solvers import Method
+from models.prediff.solvers import Method, steps_taken
 from models.prediff.tiles import Box, CellNoise, LatentTiles
 from models.tiling import run_tiled
 
@@ -49,6 +51,7 @@ class PreDiffForecaster:
         origin: Absolute latent (row, column) of the grid's first cell: windows of one domain then share its noise.
         batch: Members times tiles evaluated together.
         bf16: Run the denoiser under bfloat16 autocast.
+        observe: Told the seconds of each batch of members by stage, "sampling" and "decoding".
     """
 
     config: PreDiffConfig
@@ -60,6 +63,7 @@ class PreDiffForecaster:
     origin: tuple[int, int] = (0, 0)
     batch: int = 32
     bf16: bool | None = None
+    observe: Callable[[str, float], None] | None = None
 
     def __post_init__(self) -> None:
         self.network.to(self.device).eval().requires_grad_(False)
@@ -85,6 +89,13 @@ class PreDiffForecaster:
         changes = {"steps": self.steps, "method": self.sampler, "bf16": self.bf16}
         told = {name: value for name, value in changes.items() if value is not None}
         return self.config.sampler.model_copy(update=told)
+
+    def asked(
+        self, *, steps: int, intensity: float | None, observe: Callable[[str, float], None] | None = None
+    ) -> Self:
+        """The same forecaster at `steps` evaluations a member, fewer where its sampler cannot take so many."""
+        taken = steps_taken(self.sampling.method, self.network.objective().path, steps)
+        return replace(self, steps=taken, intensity=intensity, observe=observe)
 
     def forecast(self, context: Fields, lead_times: int, *, members: int = 1, seed: int = 0) -> Fields:
         """Ensemble (member, lead_time, y, x) float32 from context (t_in, y, x), physical units; NaN = not observed.
@@ -123,9 +134,7 @@ class PreDiffForecaster:
         config, inner = self.config, self.config.anchor_model
         if config.anchor == "none":
             return None
-        told = inner if inner is not None else config
-        frames = np.concatenate([context, anchor_frames(told, context)]).astype(np.float32, copy=False)
-        u = fill_gaps(config.transform.forward(torch.from_numpy(frames).to(self.device)))
+        u = self.anchor_inputs(context)
         if config.anchor == "persistence":
             return u[-1:].expand(config.t_out, -1, -1)
         if inner is None or self.network.anchor is None:
@@ -134,6 +143,12 @@ class PreDiffForecaster:
         return run_tiled(
             self.network.anchor, u, patch, frames_out=config.t_out, overlap=min(patch) // 4, batch=self.batch
         )
+
+    def anchor_inputs(self, context: Fields) -> Tensor:
+        """The context and, where the anchor wants them, the extrapolated frames behind it, network space, no gaps."""
+        told = self.config.anchor_model or self.config
+        frames = np.concatenate([context, anchor_frames(told, context)]).astype(np.float32, copy=False)
+        return fill_gaps(self.config.transform.forward(torch.from_numpy(frames).to(self.device)))
 
     def _known(self, context: Fields, u: Tensor) -> _Known:
         config = self.config
@@ -166,18 +181,29 @@ class PreDiffForecaster:
         parts = self.config.architecture
         shape = (parts.t_out, *known.tiles.size, parts.autoencoder.latent_channels)
         noise = CellNoise(seed, members, self.origin, self.config.spread)
-        residual = sampler.sample(
-            known.context, shape, noise, len(members), guidance=self._guidance(known, members, seed)
-        )
+        guidance, begun = self._guidance(known, members, seed), self._now()
+        residual = sampler.sample(known.context, shape, noise, len(members), guidance=guidance)
         latent = self.network.from_residual(residual, known.anchor)
-        return known.tiles.decode(self.network.decode, latent)
+        sampled = self._now()
+        frames = known.tiles.decode(self.network.decode, latent)
+        if self.observe is not None:
+            self.observe("sampling", sampled - begun)
+            self.observe("decoding", self._now() - sampled)
+        return frames
+
+    def _now(self) -> float:
+        """Seconds; where somebody wants to know them, what was asked of a GPU is done."""
+        if self.observe is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return perf_counter()
 
     def _guidance(self, known: _Known, members: Sequence[int], seed: int) -> CalibratedGuidance | None:
         if self.intensity is None:
             return None
         target = known.anticipated.member_targets(self.intensity, members, seed=seed)
         schedule = self.network.objective().schedule
-        return CalibratedGuidance(_Tiled(self.network, known, self.batch).estimate, schedule, target)
+        estimate = _Tiled(self.network, known, self.batch).estimate
+        return CalibratedGuidance(estimate, schedule, target, calibration=self.config.reading)
 
 
 class _Tiled:

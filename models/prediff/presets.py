@@ -81,10 +81,15 @@ _PRESETS: dict[str, PreDiffPreset] = {
             12,
             (64, 64),
             AutoencoderConfig(
-                block_out_channels=(16, 32, 64, 64), layers_per_block=1, latent_channels=16, norm_num_groups=8
+                block_out_channels=(64, 64),
+                layers_per_block=1,
+                latent_channels=64,
+                norm_num_groups=8,
+                patch_size=4,
+                cosine_shortcut=True,
             ),
-            {**_NARROW, "base_units": 32, "depth": (1, 1), "condition_channels": 16},
-            {**_NARROW, "base_units": 32, "depth": (1, 1), "condition_channels": 16},
+            {**_NARROW, "base_units": 40, "depth": (1, 1), "condition_channels": 64, "input_skip": True},
+            {**_NARROW, "base_units": 32, "depth": (1, 1), "condition_channels": 64},
         ),
         t_in=13,
         anchor="earthformer",

@@ -53,11 +53,24 @@ def build_solver(method: Method, path: NoisePath, steps: int, *, spacing: str = 
     return MultistepSolver(path, steps, spacing, corrected=method == "unipc", order=order)
 
 
+def steps_taken(method: Method, path: NoisePath, most: int) -> int:
+    """The largest number of sampling steps, at most `most` (at least 1), that `method` takes on `path`."""
+    most = max(1, min(most, path.steps))
+    if method not in ("ddpm", "ddim"):
+        return most
+    return next(steps for steps in range(most, 0, -1) if _ancestral(steps, path.steps))
+
+
+def _ancestral(steps: int, trained: int) -> bool:
+    """Whether the scheduler's whole-numbered spacing begins and ends where it should."""
+    return steps <= trained // 10 or trained % steps == 0
+
+
 class AncestralSolver:
     """DDIM; with `eta` 1 it is DDPM's ancestral sampling, also on fewer steps, and takes its noise from outside."""
 
     def __init__(self, schedule: DiffusionSchedule, steps: int, spacing: str, *, eta: float) -> None:
-        if steps > schedule.steps // 10 and schedule.steps % steps:
+        if not _ancestral(steps, schedule.steps):
             raise ValueError(
                 f"expected at most {schedule.steps // 10} steps or a divisor of {schedule.steps}; got {steps}"
             )

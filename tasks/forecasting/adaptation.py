@@ -75,12 +75,11 @@ def adapt(frames: xr.DataArray, needs: Needs, cadence_s: float) -> Adapted:
         raise Unsuitable(f"expected frames every {needs.cadence_s:g} s as trained; got every {cadence_s:g} s")
     frames = frames.isel(time=slice(frames.sizes["time"] - needs.t_in, None))
     have, want = str(frames.name), needs.quantity or str(frames.name)
-    factor, notes = 1, []
+    factor, notes = _factor(frames, needs), []
     if needs.cell_size_m is not None:
-        size = cell_size_m(frames)
-        factor = max(1, round(needs.cell_size_m / size))
-        if abs(needs.cell_size_m / (factor * size) - 1) > 0.05:
-            notes.append(f"cells of {factor * size:.0f} m for a model of {needs.cell_size_m:.0f} m")
+        size = factor * cell_size_m(frames)
+        if abs(needs.cell_size_m / size - 1) > 0.05:
+            notes.append(f"cells of {size:.0f} m for a model of {needs.cell_size_m:.0f} m")
     if factor > 1:
         notes.append(f"block means of {factor} x {factor} cells, refined bilinearly")
     if have != want:
@@ -99,6 +98,22 @@ def restore(forecast: Fields, adapted: Adapted, frames: xr.DataArray, needs: Nee
     flat = values.reshape(-1, *values.shape[-2:])
     fine = np.stack([_refined(field, adapted.factor, shape) for field in flat])
     return fine.reshape(*values.shape[:2], *shape)
+
+
+def first_cell(frames: xr.DataArray, needs: Needs) -> tuple[int, int]:
+    """(row, column) of the first cell of `frames` in cells of the model, counted from the origin of the CRS.
+
+    Grids that are windows of one another by whole cells of the model have the same numbers for the same place.
+    """
+    factor = _factor(frames, needs)
+    y, x = (frames[axis].values for axis in ("y", "x"))
+    row, column = (round(float(axis[0] / (axis[1] - axis[0])) / factor) for axis in (y, x))
+    return row, column
+
+
+def _factor(frames: xr.DataArray, needs: Needs) -> int:
+    """Cells of the domain along one side of a cell of the model."""
+    return 1 if needs.cell_size_m is None else max(1, round(needs.cell_size_m / cell_size_m(frames)))
 
 
 def _blocks(frames: xr.DataArray, factor: int) -> Fields:

@@ -18,6 +18,8 @@ Fields = NDArray[np.float32]
 _KNOWN = 0.5
 # A context with this share of wet cells must leave this share of its wet area at the first lead.
 _RAINED, _KEPT = 0.005, 0.1
+# Members of an ensemble have to differ somewhere by more than this, where it rains [the quantity's units].
+_SAME = 1e-3
 # Rounding of a network's output transform may go this far below zero; it is clipped.
 _ROUNDING = 1e-3
 
@@ -41,13 +43,18 @@ class Guardrail:
     limit: float
 
 
-def guard(values: Fields, context: Context) -> tuple[Guardrail, ...]:
+def guard(values: Fields, context: Context, intensity: float | None = None) -> tuple[Guardrail, ...]:
     """Hold `values` (member, lead_time, y, x) in the context's quantity to every guardrail.
+
+    Each member has to be known and the members together, on average, have to keep the rain; members that are all the
+    same would claim a certainty that nobody has. A what-if below the expected `intensity` may dry the forecast.
 
     Raises:
         GuardrailTripped: at the first that is broken.
     """
-    return tuple(check(values, context) for check in _CHECKS)
+    drought = intensity is not None and intensity < 0
+    kept = tuple(check(values, context) for check in _CHECKS)
+    return (*kept, _not_dried(values, context, 0.0 if drought else _KEPT), *_differing(values, context))
 
 
 def _kept(name: str, found: float, limit: float, *, above: bool) -> Guardrail:
@@ -62,7 +69,7 @@ def _finite(values: Fields, context: Context) -> Guardrail:
 
 def _known(values: Fields, context: Context) -> Guardrail:
     observed = context.observed.values
-    share = np.isfinite(values[:, 0][:, observed]).mean() if observed.any() else 0.0
+    share = np.isfinite(values[:, 0][:, observed]).mean(axis=1).min() if observed.any() else 0.0
     return _kept("known_share_of_observed", float(share), _KNOWN, above=True)
 
 
@@ -77,16 +84,26 @@ def _ceiling(values: Fields, context: Context) -> Guardrail:
     return _kept("maximum", float(np.nanmax(values)), QUANTITIES[context.quantity].ceiling, above=False)
 
 
-def _not_dried(values: Fields, context: Context) -> Guardrail:
-    """Wet area of the first lead relative to the newest frame's, each over the cells that it knows."""
+def _not_dried(values: Fields, context: Context, limit: float) -> Guardrail:
+    """Wet area of the first lead, on average over the members, relative to the newest frame's over the same cells."""
     threshold, observed = WET[context.quantity], context.observed.values
-    newest, first = context.frames.values[-1], values[:, 0].max(axis=0)
+    newest, first = context.frames.values[-1], values[:, 0]
     rained = float((newest[observed] >= threshold).mean()) if observed.any() else 0.0
-    known = observed & np.isfinite(first)
-    rains = float((first[known] >= threshold).mean()) if known.any() else 0.0
+    known = observed & np.isfinite(first).all(axis=0)
+    rains = float((first[:, known] >= threshold).mean()) if known.any() else 0.0
     if rained < _RAINED:
-        return Guardrail("wet_area_kept", 1.0, _KEPT)
-    return _kept("wet_area_kept", rains / rained, _KEPT, above=True)
+        return Guardrail("wet_area_kept", 1.0, limit)
+    return _kept("wet_area_kept", rains / rained, limit, above=True)
 
 
-_CHECKS: tuple[Callable[[Fields, Context], Guardrail], ...] = (_finite, _known, _floor, _ceiling, _not_dried)
+def _differing(values: Fields, context: Context) -> tuple[Guardrail, ...]:
+    """Largest difference between members at the last lead; no check of a dry ensemble, nor of one member."""
+    if len(values) == 1:
+        return ()
+    last = values[:, -1][:, np.isfinite(values[:, -1]).all(axis=0)]
+    if not (last >= WET[context.quantity]).any():
+        return ()
+    return (_kept("largest_member_difference", float(np.ptp(last, axis=0).max()), _SAME, above=True),)
+
+
+_CHECKS: tuple[Callable[[Fields, Context], Guardrail], ...] = (_finite, _known, _floor, _ceiling)

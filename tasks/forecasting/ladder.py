@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -19,6 +19,16 @@ from models.baselines.persistence import Persistence
 from tasks.feeds.frames import QUANTITIES
 from tasks.forecasting.adaptation import Needs, adapt, restore
 from tasks.forecasting.context import Context, Verdict
+from tasks.forecasting.ensemble import (
+    DeadlineUnreachable,
+    EnsembleForecaster,
+    EnsembleRun,
+    Ensembles,
+    Unsteerable,
+    choose_size,
+    draw_ensemble,
+    intensity_in_words,
+)
 from tasks.forecasting.guardrails import Guardrail, guard
 from tasks.grid import cell_size_m
 
@@ -36,10 +46,6 @@ _TWO_FRAMES = 2  # fewer show no motion
 
 class NoForecast(RuntimeError):
     """No product: the context was refused, or every rung failed; the message says why."""
-
-
-class DeadlineUnreachable(RuntimeError):
-    """A rung is known to take longer than what is left."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Rung:
         model: Whose forecast it is.
         needs: What the model was trained on.
         expected_s: Seconds that it is known to take, loading included; None = not measured, so it is tried.
+        ensembles: What its ensembles may be; None = it gives one member, and cannot be steered.
     """
 
     name: str
@@ -74,6 +81,28 @@ class Rung:
     model: ModelIdentity
     needs: Needs
     expected_s: float | None = None
+    ensembles: Ensembles | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What every rung is asked for.
+
+    Attributes:
+        members: How many are wanted.
+        seed: Of the members.
+        intensity: n of the average intensity mu + n sigma that members are steered to; None: not steered.
+        until: End of the time there is, on `perf_counter`'s clock [s].
+    """
+
+    members: int
+    seed: int
+    intensity: float | None
+    until: float
+
+    def left(self) -> float:
+        """Seconds left."""
+        return self.until - perf_counter()
 
 
 @dataclass(frozen=True)
@@ -106,6 +135,7 @@ class Forecast:
         seconds: By stage: load, forecast, guard.
         note: How the context was adapted to the model; empty for not at all.
         late: Whether it took longer than it had.
+        ensemble: What was asked of its ensemble and given; None for one member.
     """
 
     dataset: xr.Dataset
@@ -117,6 +147,7 @@ class Forecast:
     seconds: dict[str, float]
     note: str
     late: bool
+    ensemble: EnsembleRun | None = None
 
 
 def baseline_rung(name: str, context: Context, domain: Domain, expected_s: float | None = None) -> Rung:
@@ -141,7 +172,14 @@ def baseline_rung(name: str, context: Context, domain: Domain, expected_s: float
 
 
 def run_ladder(
-    context: Context, rungs: Sequence[Rung], domain: Domain, *, deadline: timedelta, seed: int, members: int = 1
+    context: Context,
+    rungs: Sequence[Rung],
+    domain: Domain,
+    *,
+    deadline: timedelta,
+    seed: int,
+    members: int = 1,
+    intensity: float | None = None,
 ) -> Forecast:
     """The forecast of the first rung that loads, fits the context, is quick enough and keeps the guardrails.
 
@@ -153,62 +191,101 @@ def run_ladder(
         domain: Its lead times and cadence rule.
         deadline: Time left from now.
         seed: Of the members.
-        members: How many are wanted.
+        members: How many are wanted of a rung that gives an ensemble; the others give one.
+        intensity: A what-if: n of the average intensity mu + n sigma that members are steered to. Rungs that cannot be
+            steered are passed over; what they say would be no answer.
 
     Raises:
         NoForecast: the context is refused, or every rung failed.
     """
     if context.verdict is Verdict.REFUSED:
         raise NoForecast(f"context refused: {'; '.join(context.reasons)}")
-    started, skipped = perf_counter(), list[Skipped]()
+    request = Request(members, seed, intensity, perf_counter() + deadline.total_seconds())
+    skipped = list[Skipped]()
     for rung in rungs:
-        left = deadline.total_seconds() - (perf_counter() - started)
         try:
-            if rung is not rungs[-1] and rung.expected_s is not None and rung.expected_s > left:
-                raise DeadlineUnreachable(f"expected {rung.expected_s:.1f} s, {max(left, 0):.1f} s are left")
-            values, guardrails, seconds, note = _climb(rung, context, domain, seed, members)
+            return _climb(rung, context, domain, request, last=rung is rungs[-1], skipped=tuple(skipped))
         except _FAILURES as error:
             skipped.append(Skipped(rung.name, type(error).__name__, str(error)))
-            continue
-        return Forecast(
-            dataset=_dataset(values, context, domain, rung, seed),
-            rung=rung.name,
-            model=rung.model,
-            skipped=tuple(skipped),
-            guardrails=guardrails,
-            seed=seed,
-            seconds=seconds,
-            note=note,
-            late=perf_counter() - started > deadline.total_seconds(),
-        )
     reasons = "; ".join(f"{entry.rung}: {entry.kind}: {entry.reason}" for entry in skipped)
     raise NoForecast(f"every rung failed: {reasons or 'the ladder is empty'}")
 
 
 def _climb(
-    rung: Rung, context: Context, domain: Domain, seed: int, members: int
-) -> tuple[Fields, tuple[Guardrail, ...], dict[str, float], str]:
-    cadence_s, leads = domain.feed.cadence.total_seconds(), domain.forecast.lead_times
+    rung: Rung, context: Context, domain: Domain, request: Request, *, last: bool, skipped: tuple[Skipped, ...]
+) -> Forecast:
+    _check_request(rung, request, last=last)
     start = perf_counter()
-    adapted = adapt(context.frames, rung.needs, cadence_s)
+    adapted = adapt(context.frames, rung.needs, domain.feed.cadence.total_seconds())
     forecaster = rung.load()
     loaded = perf_counter()
-    raw = forecaster.forecast(adapted.values, leads, members=members, seed=seed)
+    raw, ensemble = _ask(rung, forecaster, adapted.values, domain.forecast.lead_times, request, last=last)
     values = restore(raw, adapted, context.frames, rung.needs)
-    expected = (members, leads, context.frames.sizes["y"], context.frames.sizes["x"])
+    expected = (len(raw), domain.forecast.lead_times, context.frames.sizes["y"], context.frames.sizes["x"])
     if values.shape != expected:
         raise ValueError(f"expected a forecast (member, lead_time, y, x) of {expected}; got {values.shape}")
     done = perf_counter()
     values = np.require(values, np.float32, ["C", "W"])
     np.copyto(values, np.float32(np.nan), where=~context.observed.values)
-    guardrails = guard(values, context)
+    guardrails = guard(values, context, request.intensity)
     if context.quantity != "equivalent_reflectivity_factor":
         np.maximum(values, 0, out=values)
-    seconds = {"load": loaded - start, "forecast": done - loaded, "guard": perf_counter() - done}
-    return values, guardrails, seconds, adapted.note
+    if ensemble is not None:
+        ensemble = replace(ensemble, cost=replace(ensemble.cost, load_s=loaded - start))
+    return Forecast(
+        dataset=_dataset(values, context, domain, rung, request.seed, ensemble),
+        rung=rung.name,
+        model=rung.model,
+        skipped=skipped,
+        guardrails=guardrails,
+        seed=request.seed,
+        seconds={"load": loaded - start, "forecast": done - loaded, "guard": perf_counter() - done},
+        note=adapted.note,
+        late=request.left() < 0,
+        ensemble=ensemble,
+    )
 
 
-def _dataset(values: Fields, context: Context, domain: Domain, rung: Rung, seed: int) -> xr.Dataset:
+def _check_request(rung: Rung, request: Request, *, last: bool) -> None:
+    """Whether it is worth loading the model.
+
+    Raises:
+        Unsteerable: a what-if is asked for, and the rung cannot be steered.
+        DeadlineUnreachable: it is known to take longer than what is left, and is not the last.
+    """
+    left = request.left()
+    if rung.ensembles is None:
+        if request.intensity is not None:
+            raise Unsteerable(f"expected a model that can be steered to {intensity_in_words(request.intensity)}")
+        if not last and rung.expected_s is not None and rung.expected_s > left:
+            raise DeadlineUnreachable(f"expected {rung.expected_s:.1f} s, {max(left, 0):.1f} s are left")
+    elif rung.ensembles.cost is not None:
+        choose_size(rung.ensembles, rung.ensembles.cost, request.members, left, must=last)
+
+
+def _ask(
+    rung: Rung, forecaster: Forecaster, frames: Fields, leads: int, request: Request, *, last: bool
+) -> tuple[Fields, EnsembleRun | None]:
+    if rung.ensembles is None:
+        return forecaster.forecast(frames, leads, seed=request.seed), None
+    if not isinstance(forecaster, EnsembleForecaster):
+        raise ValueError(f"expected a forecaster of ensembles; got {forecaster.family}")
+    return draw_ensemble(
+        forecaster,
+        rung.ensembles,
+        frames,
+        leads,
+        members=request.members,
+        seed=request.seed,
+        intensity=request.intensity,
+        left=request.left,
+        must=last,
+    )
+
+
+def _dataset(
+    values: Fields, context: Context, domain: Domain, rung: Rung, seed: int, ensemble: EnsembleRun | None
+) -> xr.Dataset:
     init = np.datetime64(context.init_time.replace(tzinfo=None), "ns")
     leads = np.arange(1, values.shape[1] + 1) * np.timedelta64(domain.feed.cadence, "ns")
     grid = {name: context.frames.coords[name] for name in ("y", "x", "spatial_ref")}
@@ -235,6 +312,20 @@ def _dataset(values: Fields, context: Context, domain: Domain, rung: Rung, seed:
         "seed": seed,
         "rung": rung.name,
         "verdict": context.verdict.value,
+        **(_ensemble_attrs(ensemble) if ensemble else {}),
     }
     dims = ("member", "lead_time", "y", "x")
     return xr.Dataset({context.quantity: (dims, values, attrs)}, coords, provenance)
+
+
+def _ensemble_attrs(run: EnsembleRun) -> dict[str, str | int]:
+    """No seconds among them: the same members have to give the same product."""
+    steered = {} if run.intensity is None else {"average_intensity": intensity_in_words(run.intensity)}
+    return {
+        "members_asked": run.members_asked,
+        "sampler": run.sampler,
+        "sampling_steps": run.steps,
+        "sampling_steps_asked": run.steps_asked,
+        "ensemble_choice": run.choice,
+        **steered,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from datetime import timedelta
 from functools import lru_cache
 
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from infra.settings import Domain
 from tasks.forecasting.context import Context
+from tasks.forecasting.ensemble import intensity_in_words
 from tasks.forecasting.ladder import Forecast
 from tasks.grid import cell_size_m, grid_coordinates, latlon
-from tasks.products.exceedance import exceedance, neighbourhood_half_width_m
+from tasks.products.exceedance import exceedance, member_quantiles, neighbourhood_half_width_m
 from tasks.units import NO_ECHO, decibels, linear
 
 Fields = NDArray[np.float32]
@@ -34,6 +35,7 @@ def build_product(forecast: Forecast, context: Context, domain: Domain) -> xr.Da
     Returns:
         <quantity> (member, lead_time, y, x) and <quantity>_mean (lead_time, y, x) float32 in the quantity's units,
         probability_above_threshold (threshold, lead_time, y, x) float32 0..1, computed when it is read or written,
+        for several members <quantity>_quantile (quantile, lead_time, y, x) float32, likewise,
         for rain rainfall_amount_1h (member, accumulation_lead_time, y, x) float32 mm, observed (y, x) uint8.
         NaN = not forecast. Floats carry eight bits of mantissa.
     """
@@ -47,6 +49,8 @@ def build_product(forecast: Forecast, context: Context, domain: Domain) -> xr.Da
         "probability_above_threshold": _probability(values, leads_s, described, domain, cell_size_m(field)),
         "observed": _observed(context),
     }
+    if len(values) > 1:
+        variables |= _quantiles(values, described, quantity, domain.product.quantiles)
     if quantity == "rainfall_rate":
         variables |= _hourly(values, domain.feed.cadence)
     return xr.Dataset(variables, _coordinates(forecast.dataset, domain, described), _attrs(forecast, context, domain))
@@ -93,10 +97,6 @@ def _probability(
     def of_lead(lead: int) -> Fields:
         return exceedance(values[:, lead], thresholds, leads_s[lead], cell_m)[:, None]
 
-    from dask import delayed
-
-    # One block a lead: 72 planes of a continent in float32 would take gigabytes, and they are written block by block.
-    blocks = [da.from_delayed(delayed(of_lead, pure=False)(lead), shape, np.float32) for lead in range(values.shape[1])]
     halves = ", ".join(f"{neighbourhood_half_width_m(lead) / 1000:g}" for lead in leads_s)
     method = (
         "share of the members"
@@ -110,7 +110,35 @@ def _probability(
         "comment": f"{method}; NaN where not forecast",
         "coordinates": "time init_time lat lon",
     }
-    return xr.Variable(("threshold", "lead_time", "y", "x"), da.concatenate(blocks, axis=1), attrs)
+    return xr.Variable(("threshold", "lead_time", "y", "x"), _by_lead(of_lead, shape, values.shape[1]), attrs)
+
+
+def _quantiles(values: Fields, described: dict[str, object], quantity: str, shares: tuple[float, ...]) -> Variables:
+    shape = (len(shares), 1, *values.shape[2:])
+
+    def of_lead(lead: int) -> Fields:
+        return bitround(member_quantiles(values[:, lead], shares))[:, None]
+
+    attrs = {
+        **described,
+        **_PLACED,
+        "long_name": f"quantile of the members' {str(described['long_name']).lower()}",
+        "comment": "linear between members in order; NaN where not forecast",
+    }
+    named = {"standard_name": "quantile", "long_name": "share of the members below", "units": "1"}
+    fields = _by_lead(of_lead, shape, values.shape[1])
+    return {
+        f"{quantity}_quantile": xr.Variable(("quantile", "lead_time", "y", "x"), fields, attrs),
+        "quantile": xr.Variable(("quantile",), np.array(shares, np.float64), named),
+    }
+
+
+def _by_lead(of_lead: Callable[[int], Fields], shape: tuple[int, ...], leads: int) -> da.Array:
+    """One block a lead, as it is written: 72 planes of a continent in float32 would take gigabytes."""
+    from dask import delayed
+
+    blocks = [da.from_delayed(delayed(of_lead, pure=False)(lead), shape, np.float32) for lead in range(leads)]
+    return da.concatenate(blocks, axis=1)
 
 
 def _hourly(values: Fields, cadence: timedelta) -> Variables:
@@ -182,11 +210,20 @@ def _degrees(wkt: str, y: bytes, x: bytes) -> tuple[xr.Variable, xr.Variable]:
 
 
 def _attrs(forecast: Forecast, context: Context, domain: Domain) -> dict[str, object]:
+    steered = forecast.ensemble.intensity if forecast.ensemble else None
+    what = "Nowcast" if steered is None else f"What-if ({intensity_in_words(steered)})"
     return {
         "Conventions": "CF-1.11",
-        "title": f"Nowcast for {domain.title or domain.name}",
+        "title": f"{what} for {domain.title or domain.name}",
         "source": f"{forecast.model.name} {forecast.model.version}, rung {forecast.rung}",
         "license": context.licence,
         "domain": domain.name,
         **forecast.dataset.attrs,
+        **({} if steered is None else {"comment": _WHAT_IF}),
     }
+
+
+_WHAT_IF = (
+    "no forecast: every member is steered so that its average intensity is average_intensity, where mu and sigma are "
+    "the mean and spread that the context leads to expect"
+)

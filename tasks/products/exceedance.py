@@ -1,4 +1,4 @@
-"""Probability that a threshold is reached, from the members or, for one member, from its neighbourhood.
+"""Probability that a threshold is reached, from the members or, for one member, from its neighbourhood; quantiles.
 
 Theis, Hense and Damrath (2005), doi:10.1017/S1350482705001763: where a deterministic forecast says rain is uncertain by
 its displacement, so the share of neighbouring cells that reach the threshold stands for the probability.
@@ -48,6 +48,26 @@ def exceedance(values: Fields, thresholds: Sequence[float], lead_s: float, cell_
         reached = values >= np.float32(threshold)
         hits = _sums(reached[0], half) if len(values) == 1 else reached.sum(axis=0, dtype=np.float32)
         np.multiply(hits, weight, out=out[index])
+    return out
+
+
+def member_quantiles(values: Fields, shares: Sequence[float]) -> Fields:
+    """Quantiles (quantile, y, x) of `values` (member, y, x), linear between the members in order.
+
+    NaN where any member is NaN (not forecast).
+
+    Args:
+        values: In any units.
+        shares: 0 (the least member) to 1 (the largest).
+    """
+    ordered = np.sort(values, axis=0)  # NaN last
+    ordered[:, np.isnan(ordered[-1])] = np.nan
+    out = np.empty((len(shares), *values.shape[1:]), np.float32)
+    for index, share in enumerate(shares):
+        place = share * (len(values) - 1)
+        below = int(place)
+        above = min(below + 1, len(values) - 1)
+        out[index] = ordered[below] + np.float32(place - below) * (ordered[above] - ordered[below])
     return out
 
 

@@ -11,7 +11,7 @@ from infra.objects import ObjectInfo, ObjectStore
 from tasks.products.manifest import MANIFEST
 from tasks.products.publishing import read_latest
 
-_FOLDER = re.compile(r"products/[^/]+/(\d{4}/\d{2}/\d{2}/\d{4})/([^/.]+)")
+_FOLDER = re.compile(r"products/([^/]+(?:/what-if/[^/]+)?)/(\d{4}/\d{2}/\d{2}/\d{4})/([^/.]+)")
 # A folder without a manifest may be in the making.
 _IN_THE_MAKING = timedelta(hours=1)
 
@@ -22,6 +22,7 @@ class ProductFolder:
 
     Attributes:
         path: Below the store's root.
+        series: Products among which it is superseded: the domain's forecasts, or its what-ifs of one intensity.
         init_time: From its path, to the minute.
         run: Its name.
         complete: Whether it has a manifest.
@@ -30,6 +31,7 @@ class ProductFolder:
     """
 
     path: str
+    series: str
     init_time: datetime
     run: str
     complete: bool
@@ -40,25 +42,28 @@ class ProductFolder:
 def list_products(
     store: ObjectStore, domain: str, start: datetime | None = None, end: datetime | None = None
 ) -> list[ProductFolder]:
-    """Complete products of a domain with init_time in [start, end], oldest first."""
+    """Complete forecasts (no what-ifs) of a domain with init_time in [start, end], oldest first."""
     return [
         folder
         for folder in _folders(store, domain, start, end)
-        if folder.complete and (start is None or folder.init_time >= start) and (end is None or folder.init_time <= end)
+        if folder.series == domain
+        and folder.complete
+        and (start is None or folder.init_time >= start)
+        and (end is None or folder.init_time <= end)
     ]
 
 
 def expire_products(store: ObjectStore, domain: str, *, now: datetime, keep: timedelta) -> list[str]:
     """Delete products written more than `keep` before `now` (wall time), whatever past they forecast; their paths.
 
-    The product that `latest.json` names stays whatever its age. A folder loses its manifest first, so that what is
-    left of a deletion that dies half-way is no product; the next call removes it.
+    What-ifs too. The product that a `latest.json` names stays whatever its age. A folder loses its manifest first, so
+    that what is left of a deletion that dies half-way is no product; the next call removes it.
     """
     gone = []
     for folder in _folders(store, domain, None, None):
         if now - folder.modified <= (keep if folder.complete else max(keep, _IN_THE_MAKING)):
             continue
-        latest = read_latest(store, domain)  # every time: somebody may point at an old product meanwhile
+        latest = read_latest(store, folder.series)  # every time: somebody may point at an old product meanwhile
         if latest is not None and folder.path == latest.path:
             continue
         store.delete(f"{folder.path}/{MANIFEST}")
@@ -69,16 +74,17 @@ def expire_products(store: ObjectStore, domain: str, *, now: datetime, keep: tim
 
 
 def _folders(store: ObjectStore, domain: str, start: datetime | None, end: datetime | None) -> Iterator[ProductFolder]:
-    held: dict[tuple[str, str], list[ObjectInfo]] = {}
+    held: dict[tuple[str, str, str], list[ObjectInfo]] = {}
     for prefix in _prefixes(domain, start, end):
         for item in store.list(prefix):
             match = _FOLDER.match(item.key)
             if match and item.key[match.end() :].startswith("/"):
-                held.setdefault((match[1], match[2]), []).append(item)
-    for (moment, run), items in sorted(held.items()):
-        path = f"products/{domain}/{moment}/{run}"
+                held.setdefault((match[2], match[1], match[3]), []).append(item)
+    for (moment, series, run), items in sorted(held.items()):
+        path = f"products/{series}/{moment}/{run}"
         yield ProductFolder(
             path=path,
+            series=series,
             init_time=datetime.strptime(moment, "%Y/%m/%d/%H%M").replace(tzinfo=UTC),
             run=run,
             complete=any(item.key == f"{path}/{MANIFEST}" for item in items),

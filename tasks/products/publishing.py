@@ -3,6 +3,9 @@
 The folder is named by the hash of its arrays, so a repeated or a simultaneous publication of the same forecast writes
 the same bytes to the same keys; the report of whoever came first is kept, and the manifest follows from both. A crash
 before the pointer leaves a folder that no reader is sent to, and the next attempt completes it.
+
+A what-if (an ensemble steered to an intensity) is no forecast: it has folders and a pointer of its own below
+`products/<domain>/what-if/<intensity>/`. `products/<domain>/latest.json` never names one, and none is scored.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ class PublishFailed(RuntimeError):
 
 
 class Latest(BaseModel):
-    """products/<domain>/latest.json: the product to use now.
+    """products/<series>/latest.json: the product to use now.
 
     Attributes:
         domain: Its name.
@@ -97,15 +100,27 @@ class Published:
     seconds: dict[str, float]
 
 
-def latest_key(domain: str) -> str:
-    """Key of a domain's pointer."""
-    return f"products/{domain}/latest.json"
+def series(domain: str, intensity: float | None = None) -> str:
+    """Products that supersede one another: a domain's forecasts, or its what-ifs of one intensity (n of mu + n sigma).
+
+    `trentino`, `trentino/what-if/above-2sigma`, `trentino/what-if/below-1.5sigma`, `trentino/what-if/expected`.
+    """
+    if intensity is None:
+        return domain
+    if intensity == 0:
+        return f"{domain}/what-if/expected"
+    return f"{domain}/what-if/{'above' if intensity > 0 else 'below'}-{abs(intensity):g}sigma"
 
 
-def read_latest(store: ObjectStore, domain: str) -> Latest | None:
-    """The pointer of a domain; None before its first product."""
+def latest_key(series: str) -> str:
+    """Key of a series' pointer; a domain's forecasts are the series of its name."""
+    return f"products/{series}/latest.json"
+
+
+def read_latest(store: ObjectStore, series: str) -> Latest | None:
+    """The pointer of a series; None before its first product."""
     try:
-        return Latest.model_validate_json(store.read(latest_key(domain)))
+        return Latest.model_validate_json(store.read(latest_key(series)))
     except FileNotFoundError:
         return None
 
@@ -139,7 +154,8 @@ def publish(
     clock = perf_counter()
     arrays = encode_product(product)
     spent = {"encode": perf_counter() - clock}
-    path = f"products/{domain.name}/{context.init_time:%Y/%m/%d/%H%M}/{_run(domain.name, arrays)}"
+    mine = series(domain.name, forecast.ensemble.intensity if forecast.ensemble else None)
+    path = f"products/{mine}/{context.init_time:%Y/%m/%d/%H%M}/{_run(domain.name, arrays)}"
     manifest = read_manifest(store, path)
     already = manifest is not None
     if manifest is None:
@@ -149,7 +165,7 @@ def publish(
         report = build_report(context, forecast, domain, path, as_of=as_of, seconds={**(seconds or {}), **spent})
         manifest = _store(store, path, {**arrays, **pictures}, report.encode(), spent)
     clock = perf_counter()
-    latest = _point(store, _latest(domain, context, forecast, path, manifest, now, spent))
+    latest = _point(store, mine, _latest(domain, context, forecast, path, manifest, now, spent))
     spent["pointer"] = perf_counter() - clock
     run = path.rpartition("/")[2]
     return Published(path, run, context.init_time, sha256(manifest.encode()), already, latest, spent)
@@ -207,16 +223,16 @@ def _latest(
     )
 
 
-def _point(store: ObjectStore, mine: Latest) -> bool:
-    """Swap the pointer to `mine` unless a newer product is out; whether it now names `mine`.
+def _point(store: ObjectStore, series: str, mine: Latest) -> bool:
+    """Swap the pointer of `series` to `mine` unless a newer product is out; whether it now names `mine`.
 
     Newer is only what this domain's clock has reached: a pointer made under a later clock (the present, when a past
     is replayed) is replaced.
     """
-    key = latest_key(mine.domain)
+    key = latest_key(series)
     for _ in range(_SWAPS):
         tag = store.etag(key)
-        current = read_latest(store, mine.domain) if tag is not None else None
+        current = read_latest(store, series) if tag is not None else None
         if current is None:
             if store.put_if_absent(key, _bytes(mine)):
                 return True

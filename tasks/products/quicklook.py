@@ -1,12 +1,14 @@
 """Pictures of a product: one PNG a lead and one animation, north up, grey hatching where nothing is known.
 
-Palette images drawn with numpy and Pillow: a lead of a million cells takes tens of milliseconds. Without a coastline at
-hand, meridians and parallels say where things are.
+For an ensemble also the probability of a telling threshold at every lead, and a few members side by side. Palette
+images drawn with numpy and Pillow: a lead of a million cells takes tens of milliseconds. Without a coastline at hand,
+meridians and parallels say where things are.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import lru_cache
@@ -45,6 +47,10 @@ _BREAKS = {
     "equivalent_reflectivity_factor": (5, 10, 15, 20, 25, 30, 35, 40, 50, 60),
     "vil": (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 60),
 }
+_CHANCES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# Threshold whose probability is drawn: of the product's the nearest to this.
+_TELLING = {"rainfall_rate": 1.0, "equivalent_reflectivity_factor": 20.0, "vil": 1.0}
+_MEMBERS = 4  # shown side by side, two by two
 _GREY, _HATCH, _LINE, _INK = 11, 12, 13, 14
 _PALETTE = bytes(
     channel
@@ -56,25 +62,35 @@ _PALETTE = bytes(
 def draw_quicklooks(product: xr.Dataset, quantity: str) -> dict[str, bytes]:
     """Key below the product's folder -> bytes: `quicklook/lead_005min.png`, ... and `quicklook/animation.gif`.
 
+    For several members also `quicklook/probability_005min.png`, ... and, for the first, middle and last lead,
+    `quicklook/members_005min.png`.
+
     Args:
-        product: <quantity>_mean (lead_time, y, x), lat and lon [degrees], and the attributes of `build_product`.
+        product: <quantity>_mean (lead_time, y, x), lat and lon [degrees], and the attributes of `build_product`; for
+            several members also <quantity> (member, lead_time, y, x) and probability_above_threshold.
         quantity: rainfall_rate, equivalent_reflectivity_factor or vil.
     """
     canvas = _Canvas(product, quantity)
     leads = range(product.sizes["lead_time"])
     with ThreadPoolExecutor(_THREADS) as pool:
         images = list(pool.map(canvas.draw, leads))
-        files = list(pool.map(_png, images))
-    names = [f"{FOLDER}/lead_{minutes:03d}min.png" for minutes in canvas.minutes]
+        pictures = {f"lead_{canvas.minutes[lead]:03d}min": images[lead] for lead in leads}
+        if product.sizes.get("member", 1) > 1:
+            chances = pool.map(canvas.draw_probability, leads)
+            pictures |= {f"probability_{canvas.minutes[lead]:03d}min": next(chances) for lead in leads}
+            few = sorted({leads[0], leads[len(leads) // 2], leads[-1]})
+            pictures |= {f"members_{canvas.minutes[lead]:03d}min": canvas.draw_members(lead) for lead in few}
+        files = list(pool.map(_png, pictures.values()))
+    names = [f"{FOLDER}/{name}.png" for name in pictures]
     return {**dict(zip(names, files, strict=True)), f"{FOLDER}/animation.gif": _gif(images)}
 
 
 class _Canvas:
-    """What all leads of a product share: size, grid lines, scale and the words above it."""
+    """What all pictures of a product share: size, grid lines, scale and the words above them."""
 
     def __init__(self, product: xr.Dataset, quantity: str) -> None:
+        self.product, self.quantity = product, quantity
         self.field = product[f"{quantity}_mean"]
-        self.breaks = _BREAKS[quantity]
         rows, columns = (self.field.sizes[axis] for axis in ("y", "x"))
         self.stride = max(1, -(-max(rows, columns) // _LONGEST))
         self.zoom = max(1, _SHORTEST // max(rows, columns))
@@ -82,27 +98,55 @@ class _Canvas:
         self.lines = self._place(_graticule(product["lat"].values, product["lon"].values, (rows, columns)))
         self.minutes = [int(lead / np.timedelta64(60, "s")) for lead in product["lead_time"].values]
         self.valid = [_moment(time) for time in product["time"].values]
-        self.head = f"{product.attrs['title']}, {self.field.attrs['units']}"
         self.issue = (
             f"from {_moment(product['init_time'].values):%Y-%m-%d %H:%M} UTC, "
             f"{product.attrs['rung']}, context {product.attrs['verdict']}"
         )
 
     def draw(self, lead: int) -> Image.Image:
-        """The picture of one lead, a palette image."""
-        values = self._place(self.field.values[lead])
-        codes = np.searchsorted(np.asarray(self.breaks, np.float32), values, side="right").astype(np.uint8)
+        """The mean at one lead, a palette image."""
+        codes = self._codes(self.field.values[lead], _BREAKS[self.quantity])
+        return self._page(codes, f"{self.product.attrs['title']}, {self._units}", lead, _BREAKS[self.quantity])
+
+    def draw_probability(self, lead: int) -> Image.Image:
+        """The probability of a telling threshold at one lead."""
+        thresholds = self.product["threshold"].values
+        index = int(np.abs(thresholds - _TELLING[self.quantity]).argmin())
+        chance = self.product["probability_above_threshold"][index, lead].values
+        head = f"{self.product.attrs['title']}, probability of {thresholds[index]:g} {self._units}"
+        return self._page(self._codes(chance, _CHANCES), head, lead, _CHANCES)
+
+    def draw_members(self, lead: int) -> Image.Image:
+        """The first members at one lead, two by two."""
+        fields = self.product[self.quantity][:_MEMBERS, lead].values
+        panels = [self._codes(field, _BREAKS[self.quantity]) for field in fields]
+        panels += [np.full_like(panels[0], _GREY)] * (-len(panels) % 2)
+        rows = [np.hstack(panels[first : first + 2]) for first in range(0, len(panels), 2)]
+        head = f"{self.product.attrs['title']}, members 0 to {len(fields) - 1}, {self._units}"
+        return self._page(np.vstack(rows), head, lead, _BREAKS[self.quantity])
+
+    @property
+    def _units(self) -> str:
+        return str(self.field.attrs["units"])
+
+    def _codes(self, plane: NDArray[np.float32], breaks: Sequence[float]) -> Codes:
+        """Colours of a plane (y, x), hatched where it is NaN, with the grid lines."""
+        values = self._place(plane)
+        codes = np.searchsorted(np.asarray(breaks, np.float32), values, side="right").astype(np.uint8)
         rows, columns = np.ogrid[0 : values.shape[0], 0 : values.shape[1]]
         unknown = ~np.isfinite(values)
         codes[unknown] = np.where((rows + columns) % 8 < 2, _HATCH, _GREY).astype(np.uint8)[unknown]
         codes[self.lines] = _LINE
-        page = Image.new("P", (max(values.shape[1], _SHORTEST), values.shape[0] + _HEADER + _FOOTER), 0)
+        return codes
+
+    def _page(self, codes: Codes, head: str, lead: int, breaks: Sequence[float]) -> Image.Image:
+        page = Image.new("P", (max(codes.shape[1], _SHORTEST), codes.shape[0] + _HEADER + _FOOTER), 0)
         page.putpalette(_PALETTE)
         page.paste(Image.fromarray(codes), (0, _HEADER))
         pen = ImageDraw.Draw(page)
-        pen.text((6, 4), f"{self.head}: {self.valid[lead]:%H:%M} UTC (+{self.minutes[lead]} min)", _INK, _font())
+        pen.text((6, 4), f"{head}: {self.valid[lead]:%H:%M} UTC (+{self.minutes[lead]} min)", _INK, _font())
         pen.text((6, 22), self.issue, _INK, _font())
-        self._scale(pen, page.width, values.shape[0] + _HEADER + 4)
+        _scale(pen, page.width, codes.shape[0] + _HEADER + 4, breaks)
         return page
 
     def _place(self, plane: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -111,13 +155,14 @@ class _Canvas:
         plane = np.repeat(np.repeat(plane, self.zoom, axis=0), self.zoom, axis=1)
         return plane[::-1] if self.upwards else plane
 
-    def _scale(self, pen: ImageDraw.ImageDraw, width: int, top: int) -> None:
-        side = min(48, (width - 12) // len(_COLOURS))
-        for code in range(len(_COLOURS)):
-            left = 6 + code * side
-            pen.rectangle((left, top, left + side, top + 10), fill=code, outline=_LINE)
-            if code:
-                pen.text((left, top + 13), f"{self.breaks[code - 1]:g}", _INK, _font(), anchor="ma")
+
+def _scale(pen: ImageDraw.ImageDraw, width: int, top: int, breaks: Sequence[float]) -> None:
+    side = min(48, (width - 12) // len(_COLOURS))
+    for code in range(len(_COLOURS)):
+        left = 6 + code * side
+        pen.rectangle((left, top, left + side, top + 10), fill=code, outline=_LINE)
+        if code:
+            pen.text((left, top + 13), f"{breaks[code - 1]:g}", _INK, _font(), anchor="ma")
 
 
 def _graticule(lat: NDArray[np.float32], lon: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from infra.objects import ObjectStore
 from infra.revision import software_versions
 from infra.settings import Domain
 from tasks.forecasting.context import Context
+from tasks.forecasting.ensemble import EnsembleCost, EnsembleRun, intensity_in_words
 from tasks.forecasting.ladder import Forecast
 
 REPORT = "report.json"
@@ -56,6 +57,41 @@ class GuardrailReport(_Part):
     limit: float
 
 
+class EnsembleReport(_Part):
+    """What was asked of the ensemble and what the deadline left.
+
+    Attributes:
+        members_asked: How many were wanted; the report's `members` says how many there are.
+        steps_asked: Sampling steps of each member, in full.
+        steps: Sampling steps taken.
+        sampler: Method.
+        choice: full, fewer steps or fewer members.
+        reason: Of the choice, in words.
+        intensity: n of the average intensity mu + n sigma that members were steered to; None: not steered.
+        shared_s: Seconds for all members together: context, anchor.
+        member_s: Seconds of each member apart from its steps: decoding.
+        step_s: Seconds of each step of each member.
+        load_s: Seconds of loading the model.
+    """
+
+    members_asked: int
+    steps_asked: int
+    steps: int
+    sampler: str
+    choice: str
+    reason: str
+    intensity: float | None
+    shared_s: float
+    member_s: float
+    step_s: float
+    load_s: float
+
+    @property
+    def cost(self) -> EnsembleCost:
+        """What the next ensemble of this model is expected to cost."""
+        return EnsembleCost(self.shared_s, self.member_s, self.step_s, self.load_s)
+
+
 class Report(_Part):
     """Provenance of one product.
 
@@ -85,6 +121,7 @@ class Report(_Part):
         code_revision: Of this program.
         seed: Of the members.
         members: How many.
+        ensemble: How they were drawn; None for one member.
         guardrails: That the forecast kept.
         late: Whether it missed its deadline.
         seconds: Per stage, up to the writing of this report.
@@ -116,10 +153,16 @@ class Report(_Part):
     code_revision: str
     seed: int
     members: int
+    ensemble: EnsembleReport | None = None
     guardrails: tuple[GuardrailReport, ...]
     late: bool
     seconds: dict[str, float]
     software: dict[str, str]
+
+    @property
+    def intensity(self) -> float | None:
+        """n of the average intensity mu + n sigma of a what-if; None: a forecast."""
+        return self.ensemble.intensity if self.ensemble else None
 
     def encode(self) -> bytes:
         """The bytes of report.json."""
@@ -167,6 +210,7 @@ def build_report(
         code_revision=str(forecast.dataset.attrs["code_revision"]),
         seed=forecast.seed,
         members=field.sizes["member"],
+        ensemble=_ensemble(forecast.ensemble) if forecast.ensemble else None,
         guardrails=tuple(GuardrailReport(name=g.name, found=g.found, limit=g.limit) for g in forecast.guardrails),
         late=forecast.late,
         seconds={name: round(value, 4) for name, value in {**seconds, **_own(forecast)}.items()},
@@ -192,12 +236,45 @@ def show_product(store: ObjectStore, path: str) -> str:
         f"Forecast: {report.why}; model {report.model.name} version {report.model.version}"
         f"{f', training run {report.model.run_id}' if report.model.run_id else ''}, seed {report.seed}"
         f"{f'; {report.adaptation}' if report.adaptation else ''}.",
+        *_ensemble_lines(report),
         *(f"  - {entry.rung} passed over: {entry.kind}: {entry.reason}" for entry in report.skipped),
         "Guardrails kept: " + ", ".join(f"{g.name} {g.found:g} (limit {g.limit:g})" for g in report.guardrails) + ".",
         "Seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in report.seconds.items()) + ".",
         f"Code {report.code_revision}; observations licensed {report.licence or 'unknown'}.",
     ]
     return "\n".join(lines)
+
+
+def _ensemble(run: EnsembleRun) -> EnsembleReport:
+    return EnsembleReport(
+        members_asked=run.members_asked,
+        steps_asked=run.steps_asked,
+        steps=run.steps,
+        sampler=run.sampler,
+        choice=run.choice,
+        reason=run.reason,
+        intensity=run.intensity,
+        shared_s=round(run.cost.shared_s, 6),
+        member_s=round(run.cost.member_s, 6),
+        step_s=round(run.cost.step_s, 6),
+        load_s=round(run.cost.load_s, 6),
+    )
+
+
+def _ensemble_lines(report: Report) -> list[str]:
+    run = report.ensemble
+    if run is None:
+        return []
+    lines = [
+        f"Ensemble: {report.members} of {run.members_asked} members, {run.steps} of {run.steps_asked} steps of "
+        f"{run.sampler} ({run.choice}: {run.reason}); {run.step_s:.3g} s for a step of a member."
+    ]
+    if run.intensity is not None:
+        words = intensity_in_words(run.intensity)
+        lines.append(
+            f"What-if, no forecast: the average intensity is held at {words} of what the context leads to expect."
+        )
+    return lines
 
 
 def _why(forecast: Forecast) -> str:

@@ -36,6 +36,7 @@ from tasks.training.losses import choose_loss
 from tasks.training.optimisation import MovingAverage, decay_groups
 from tasks.training.progress_bar import TrainingBar
 from tasks.training.sample_set import SampleSet
+from tasks.training.stages.stage import StageConfig
 from tasks.training.state import TrainingState, load_latest_state, seed_step
 from tasks.training.validation import encode
 
@@ -203,7 +204,7 @@ def _fine_tune(task: Task, network: nn.Module, parent: Path) -> None:
         task.log.tags({"squall.transfer": str(report)})
 
 
-def choose_precision(config: TrainConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+def choose_precision(config: TrainConfig | StageConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """What `auto` means on this machine; on a CPU with bfloat16 instructions it took 0.64 of the time of float32."""
     if config.precision != "auto":
         return config.precision

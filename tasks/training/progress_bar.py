@@ -19,10 +19,10 @@ class Progressing(Protocol):
 class TrainingBar:
     """Share done, step, loss and best score on one line."""
 
-    def __init__(self, training: Progressing) -> None:
-        self.training = training
+    def __init__(self, training: Progressing, title: str = "training", score: str = "CSI") -> None:
+        self.training, self.score = training, score
         self.bar = Progress(
-            TextColumn("training"),
+            TextColumn(title),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
@@ -41,8 +41,8 @@ class TrainingBar:
         if self.line is None:
             return
         progress = self.training.progress
-        best = "" if progress.best_score is None else f" best CSI {progress.best_score:.3f}"
-        text = f"step {progress.step} loss {float(outputs['loss']):.4f}{best}"
+        best = "" if progress.best_score is None else f" best {self.score} {abs(progress.best_score):.3f}"
+        text = f"step {progress.step} loss {_loss(outputs):.4f}{best}"
         self.bar.update(self.line, completed=self.training.share_done(), description=text)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -50,3 +50,7 @@ class TrainingBar:
         if self.line is not None:
             self.bar.stop()
             self.line = None
+
+
+def _loss(outputs: Any) -> float:
+    return float(outputs["loss"] if isinstance(outputs, dict) else outputs)

@@ -1,0 +1,89 @@
+"""PreDiff's three stages one after the other, then one checkpoint, judged as an ensemble."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from infra.attachment import running_settings
+from infra.settings import load_domain, parse_duration
+from tasks import steps
+
+
+@flow(name="train-prediff", flow_run_name="train {preset} for {domain}", log_prints=True)
+def train_prediff(
+    domain: str,
+    preset: str,
+    from_model: str | None = None,
+    budget: str | None = None,
+    max_steps: int | None = None,
+    resume: str | None = None,
+    stage: str | None = None,
+    as_of: str | None = None,
+    windows: int | None = None,
+    seed: int = 0,
+    reason: str = "asked for",
+) -> dict[str, Any]:
+    """Train a PreDiff on the archive and let the ensemble gate decide.
+
+    Args:
+        domain: A domain's name; its champion Earthformer is the anchor where the preset wants one.
+        preset: `prediff/preset`.
+        from_model: Another anchor, `NAME@ALIAS`.
+        budget: Wall time over all stages, such as `35min`; default: the domain's.
+        max_steps: Optimiser steps of every stage instead of a budget.
+        resume: MLflow run id of an earlier training: finished stages are kept, an interrupted one goes on.
+        stage: With `resume`: do autoencoder, latents, denoiser or alignment again, and what builds on it.
+        as_of: Archive snapshot; default: the newest.
+        windows: Windows encoded for training; default: 3000.
+        seed: Of everything random.
+        reason: Why this training was started.
+    """
+    settings = running_settings()
+    place = load_domain(domain, settings)
+    print(f"training {preset} for {domain}: {reason}")
+    data = steps.sample_data(place, settings, as_of)
+    limit = parse_duration(budget) if budget else None
+    plan = steps.plan_prediff(
+        place,
+        settings,
+        data,
+        preset=preset,
+        budget=limit,
+        max_steps=max_steps,
+        from_model=from_model,
+        resume=resume,
+        stage=stage,
+        request=steps.flow_run_id(),
+        train_windows=windows,
+        seed=seed,
+    )
+    first = steps.fit_autoencoder(place, settings, data, plan)
+    steps.encode_windows(place, settings, data, plan)
+    if settings.device == "cuda":  # both fit on one card beside each other; two CPU cores are better used in turn
+        waiting = steps.fit_alignment.submit(place, settings, data, plan)
+        results = (first, steps.fit_denoiser(place, settings, data, plan), waiting.result())
+    else:
+        second = steps.fit_denoiser(place, settings, data, plan)
+        results = (first, second, steps.fit_alignment(place, settings, data, plan))
+    fitted = steps.assemble_prediff(place, settings, data, plan, results)
+    verdict = steps.compare_ensemble_models(place, settings, data, fitted)
+    version = steps.promote_model(settings, fitted, verdict)
+    if verdict.promote:
+        steps.announce("model.promoted", domain, model=fitted.name, version=fitted.version, reason=verdict.reason)
+    steps.show_training(domain, fitted, verdict)
+    return {
+        "domain": domain,
+        "model": fitted.name,
+        "version": fitted.version,
+        "aliases": list(version.aliases),
+        "promoted": verdict.promote,
+        "verdict": verdict.reason,
+        "against_extrapolation": str(verdict.against_extrapolation),
+        "ladder_rank": verdict.ladder_rank,
+        "steps": fitted.steps,
+        "seconds": fitted.seconds,
+        "archive_snapshot": plan.archive_snapshot,
+        "run": fitted.run_link,
+    }

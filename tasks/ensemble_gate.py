@@ -1,0 +1,104 @@
+"""A PreDiff challenger beside the ensembles it has to beat, on held-out wet windows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from infra.settings import Domain, Settings
+from infra.tracking import ModelMissing, Tracking
+from tasks.contenders import device_of, line_up
+from tasks.learning import Fitted, cut_samples
+from tasks.rungs import RANK_TAG, find_champion, registered_name
+from tasks.training.data import TrainingData
+from tasks.training.datasets import Sequences
+from tasks.training.resumption import experiment_of
+from tasks.verification.ensemble_promotion import EnsembleVerdict, decide_ensemble
+from tasks.verification.promotion import Unavailable
+
+if TYPE_CHECKING:
+    from models.forecaster import Forecaster
+
+JUDGED_WINDOWS, MEMBERS = 64, 8
+_RIVALS = ("dressed", "steps", "extrapolation", "persistence")
+
+
+def compare_ensemble_models(
+    domain: Domain,
+    settings: Settings,
+    data: TrainingData | Sequences,
+    fitted: Fitted,
+    windows: int = JUDGED_WINDOWS,
+    members: int = MEMBERS,
+) -> EnsembleVerdict:
+    """Judge the challenger beside the champion, its own anchor dressed with residuals, STEPS and both baselines.
+
+    Args:
+        domain: Its thresholds and registered models.
+        settings: Tracking server, device, threads.
+        data: Samples; the windows are those of the test split.
+        fitted: The challenger.
+        windows: Wet windows, at most.
+        members: Of each ensemble.
+    """
+    import torch
+
+    from models.forecaster import load_forecaster
+    from tasks.training.ensemble_comparison import compare_ensembles
+    from tasks.training.ensemble_log import log_comparison, log_pictures
+    from tasks.training.ensemble_table import tabulate_ensembles
+
+    torch.set_num_threads(settings.threads)
+    samples = cut_samples(data, fitted.spec)
+    challenger = load_forecaster(fitted.checkpoint, device_of(settings))
+    networks: dict[str, Forecaster] = {"challenger": challenger}
+    anchor = _anchor_of(challenger)
+    if anchor is not None:
+        networks["earthformer"] = anchor
+    rivals = [name for name in _RIVALS if name != "dressed" or anchor is not None]
+    forecasters = line_up(["challenger", *rivals], networks, samples)
+    lost = _add_champion(forecasters, domain, settings, fitted)
+    chosen = samples.held_out("test", windows, wet=True)
+    thresholds = domain.training.thresholds or domain.verification.thresholds
+    comparison = compare_ensembles(forecasters, samples, chosen, thresholds=thresholds, members=members)
+    against = {name: comparison.difference(name, "challenger") for name in forecasters if name != "challenger"}
+    rows = tabulate_ensembles(comparison, "challenger")
+    verdict = decide_ensemble(
+        against, lost, crps={row.name: row.crps for row in rows}, windows=len(chosen), members=members
+    )
+    with Tracking(settings.tracking_uri).run(experiment_of(domain.name), "", run_id=fitted.run_id) as log:
+        log_comparison(log, comparison, rows)
+        log_pictures(log, forecasters, samples, chosen, threshold=thresholds[0], members=members, seed=0)
+        log.table(verdict.as_dict(), "verdict.json")
+        log.tags({"squall.promoted": str(verdict.promote).lower(), RANK_TAG: verdict.ladder_rank})
+    return verdict
+
+
+def _anchor_of(challenger: object) -> Forecaster | None:
+    """The deterministic model inside the challenger, as a forecaster of its own."""
+    from models.forecaster import NetworkForecaster
+    from models.prediff.forecaster import PreDiffForecaster
+
+    if not isinstance(challenger, PreDiffForecaster):
+        return None
+    inner, network = challenger.config.anchor_model, challenger.network.anchor
+    return None if inner is None or network is None else NetworkForecaster(inner, network, device=challenger.device)
+
+
+def _add_champion(
+    forecasters: dict[str, Forecaster], domain: Domain, settings: Settings, fitted: Fitted
+) -> Unavailable | None:
+    """Put the reigning PreDiff among `forecasters`; why it cannot be compared, where it cannot."""
+    from models.forecaster import load_forecaster
+
+    name = registered_name(domain, "prediff")
+    try:
+        champion = find_champion(name, "champion", settings)
+    except ModelMissing:
+        return None
+    if champion.version == str(fitted.version):
+        return None
+    try:
+        forecasters["champion"] = load_forecaster(champion.folder, device_of(settings))
+    except (ValueError, OSError, LookupError) as error:
+        return Unavailable(f"{name} {champion.version}", f"{type(error).__name__}: {error}")
+    return None

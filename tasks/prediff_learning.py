@@ -1,0 +1,400 @@
+"""PreDiff from an archive to a judged model, stage by stage: what the steps of its training flow do.
+
+Each stage has a folder and an MLflow run of its own below the training's. A stage that is done is only read, one that
+was killed goes on from its last state, and one that is asked for again begins anew without the stages before it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.revision import code_revision
+from infra.settings import Domain, Settings
+from infra.tracking import RunLog, Tracking
+from tasks.learning import Fitted, cut_samples
+from tasks.rungs import find_named, registered_name
+from tasks.training.data import TrainingData
+from tasks.training.datasets import Sequences
+from tasks.training.resumption import REQUEST_TAG, experiment_of, training_folder
+from tasks.training.sample_set import SampleSet
+from tasks.training.samples import SampleSpec
+from tasks.training.stages.stage import StageConfig, StageResult
+
+if TYPE_CHECKING:
+    from models.prediff.configuration import PreDiffConfig
+    from models.prediff.network import PreDiffNetwork
+    from tasks.training.stages.latents import LatentSet
+
+STAGES = ("autoencoder", "latents", "denoiser", "alignment")
+PARENT_TAG = "mlflow.parentRunId"
+_PLAN = "prediff.json"
+# Shares of the budget; the rest is for encoding, choosing the spread, and judging.
+_SHARES = {"autoencoder": 0.04, "denoiser": 0.72, "alignment": 0.12}
+_TRAINED_WINDOWS, _VALIDATED_WINDOWS, _SPREAD_WINDOWS = 3000, 128, 12
+
+
+@dataclass(frozen=True)
+class PreDiffPlan:
+    """One PreDiff training; written beside its stages, so that going on needs its run id alone.
+
+    Attributes:
+        preset: `prediff/preset`.
+        seed: Of everything random.
+        run_id: The training's MLflow run, parent of its stages' runs.
+        archive_snapshot: Of the samples.
+        anchor: Checkpoint folder of the anchor's model; empty without one.
+        anchor_name: Its name and version.
+        budget_s: Wall time over all stages; None: by steps.
+        max_steps: Optimiser steps of every stage; None: by time.
+        train_windows: Windows encoded for training.
+    """
+
+    preset: str
+    seed: int
+    run_id: str
+    archive_snapshot: str
+    anchor: str = ""
+    anchor_name: str = ""
+    budget_s: float | None = None
+    max_steps: int | None = None
+    train_windows: int = _TRAINED_WINDOWS
+
+    def stage(self, name: str, settings: Settings, **changes: object) -> StageConfig:
+        """How stage `name` is trained."""
+        budget = timedelta(seconds=self.budget_s * _SHARES[name]) if self.budget_s else None
+        device = "auto" if settings.device == "auto" else settings.device
+        told = {"seed": self.seed, "budget": budget, "max_steps": self.max_steps, "accelerator": device}
+        return StageConfig(**{**told, **changes})  # type: ignore[arg-type]
+
+
+def plan_prediff(
+    domain: Domain,
+    settings: Settings,
+    data: TrainingData | Sequences,
+    *,
+    preset: str,
+    budget: timedelta | None = None,
+    max_steps: int | None = None,
+    from_model: str | None = None,
+    resume: str | None = None,
+    stage: str | None = None,
+    request: str | None = None,
+    train_windows: int | None = None,
+    seed: int = 0,
+) -> PreDiffPlan:
+    """Begin a training (its MLflow run, its folder), or take up an earlier one.
+
+    Args:
+        domain: Its champion Earthformer is the anchor where the preset wants one.
+        settings: Tracking server and state folder.
+        data: Samples.
+        preset: `prediff/preset`.
+        budget: Wall time over all stages.
+        max_steps: Optimiser steps of every stage instead.
+        from_model: Anchor other than the domain's champion, `NAME@ALIAS`.
+        resume: MLflow run id of an earlier training.
+        stage: With `resume`: do this stage, and what builds on it, again.
+        request: What asks for it (a flow run's id): asking again goes on with the training that it began.
+        train_windows: Windows encoded for training; None: 3000.
+        seed: Of everything random.
+
+    Raises:
+        ValueError: no such preset, stage or training.
+        ModelMissing: no champion to anchor to.
+    """
+    from models.prediff.presets import preset as find_preset
+
+    if stage is not None and (stage not in STAGES or resume is None):
+        raise ValueError(f"expected a stage of {', '.join(STAGES)} of a training to resume; got {stage!r}, {resume!r}")
+    tracking = Tracking(settings.tracking_uri)
+    begun = tracking.find_tagged(experiment_of(domain.name), REQUEST_TAG, request) if request and not resume else None
+    if resume or begun:
+        plan = read_plan(settings, resume or begun or "")
+        if stage is not None:
+            _forget(training_folder(settings, plan.run_id), stage)
+        return plan
+    anchor = (
+        find_named(from_model or "earthformer", domain, settings)
+        if find_preset(preset).anchor == "earthformer"
+        else None
+    )
+    told = budget or (None if max_steps else domain.training.budget)
+    tags = {
+        "squall.domain": domain.name,
+        "squall.preset": preset,
+        "squall.archive_snapshot": data.info.archive_snapshot,
+        "squall.code_revision": code_revision(),
+        **({REQUEST_TAG: request} if request else {}),
+    }
+    with tracking.run(experiment_of(domain.name), preset, None, tags) as log:
+        plan = PreDiffPlan(
+            preset=preset,
+            seed=seed,
+            run_id=log.run_id,
+            archive_snapshot=data.info.archive_snapshot,
+            anchor=anchor.folder if anchor else "",
+            anchor_name=f"{anchor.name} {anchor.version}" if anchor else "",
+            budget_s=told.total_seconds() if told else None,
+            max_steps=max_steps,
+            train_windows=train_windows or _TRAINED_WINDOWS,
+        )
+        log.params({key: value for key, value in asdict(plan).items() if value not in (None, "")})
+    folder = training_folder(settings, plan.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _PLAN).write_text(json.dumps(asdict(plan), indent=2))
+    return plan
+
+
+def read_plan(settings: Settings, run_id: str) -> PreDiffPlan:
+    """The plan of an earlier training.
+
+    Raises:
+        ValueError: no PreDiff training of that run under this state folder.
+    """
+    path = training_folder(settings, run_id) / _PLAN
+    if not path.exists():
+        raise ValueError(f"expected the MLflow run of a PreDiff training under this state folder; got {run_id!r}")
+    return PreDiffPlan(**json.loads(path.read_text()))
+
+
+def _forget(folder: Path, stage: str) -> None:
+    """Drop a stage and all that builds on it: denoiser and alignment network need the latents, not each other."""
+    builds_on = {"autoencoder": STAGES, "latents": STAGES[1:], "denoiser": ("denoiser",), "alignment": ("alignment",)}
+    for name in builds_on[stage]:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Workplace:
+    """What every stage needs."""
+
+    plan: PreDiffPlan
+    samples: SampleSet
+    folder: Path
+    tracking: Tracking
+    domain: Domain
+    settings: Settings
+
+    @contextmanager
+    def run(self, stage: str) -> Iterator[RunLog]:
+        """The stage's MLflow run below the training's; taken up again where the stage goes on."""
+        marker = self.folder / stage / "run_id"
+        earlier = marker.read_text() if marker.exists() else None
+        tags = {PARENT_TAG: self.plan.run_id, "squall.stage": stage, "squall.domain": self.domain.name}
+        with self.tracking.run(experiment_of(self.domain.name), stage, earlier, tags) as log:
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.write_text(log.run_id)
+            yield log
+
+
+def _workplace(plan: PreDiffPlan, domain: Domain, settings: Settings, data: TrainingData | Sequences) -> _Workplace:
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    samples = cut_samples(data, prediff_spec(domain, plan.preset, data))
+    folder = training_folder(settings, plan.run_id)
+    return _Workplace(plan, samples, folder, Tracking(settings.tracking_uri), domain, settings)
+
+
+def prediff_spec(domain: Domain, preset: str, data: TrainingData | Sequences) -> SampleSpec:
+    """Windows as the preset wants them, cropped where the grid is larger, split as the domain says."""
+    from models.prediff.presets import preset as find_preset
+
+    found, rule = find_preset(preset), domain.training
+    parts = found.architecture
+    return SampleSpec(
+        t_in=found.t_in or parts.t_in,
+        t_out=parts.t_out,
+        crop=None if data.info.shape == parts.patch else parts.patch[0],
+        fractions=rule.split,
+        guard=rule.guard,
+        event_limit=rule.event_limit,
+    )
+
+
+def _config(place: _Workplace, usual: float | None = None) -> PreDiffConfig:
+    from models.checkpoint import load_checkpoint
+    from models.prediff.intensity_estimator import IntensityEstimatorConfig
+    from models.prediff.presets import preset as find_preset
+
+    found, info = find_preset(place.plan.preset), place.samples.info
+    anchor = load_checkpoint(place.plan.anchor)[0] if place.plan.anchor else None
+    changes: dict[str, object] = {
+        "quantity": info.quantity,
+        "cadence_s": info.cadence_s,
+        "cell_size_m": anchor.cell_size_m if anchor else info.cell_size_m,
+    }
+    if usual is not None:
+        changes["estimator"] = IntensityEstimatorConfig(frames_out=found.architecture.t_out, scale=usual)
+    return found.config(place.plan.preset, anchor, **changes)
+
+
+def fit_autoencoder(
+    domain: Domain, settings: Settings, data: TrainingData | Sequences, plan: PreDiffPlan
+) -> StageResult:
+    """Stage 1; the discriminator joins for the last quarter of a training by steps, or not at all by time."""
+    from models.prediff.autoencoder_losses import AutoencoderLossConfig
+    from tasks.training.stages.assembly import start_network
+    from tasks.training.stages.autoencoder import AutoencoderStage
+    from tasks.training.stages.loop import fit_stage
+
+    place = _workplace(plan, domain, settings, data)
+    config = _config(place)
+    network = start_network(config, None, plan.seed)
+    never = 2**62
+    start = never if plan.max_steps is None else plan.max_steps * 3 // 4
+    told = plan.stage("autoencoder", settings, batch_size=16, learning_rate=2e-3, gradient_clip=200.0, ema_decay=0.995)
+    losses = AutoencoderLossConfig(discriminator_start=start)
+    stage = AutoencoderStage(
+        network.autoencoder, place.samples, config.transform, seed=plan.seed, batch_size=told.batch_size, losses=losses
+    )
+    with place.run("autoencoder") as log:
+        result = fit_stage(stage, told, place.folder / "autoencoder", log)
+        _log_reconstructions(log, network, result, place)
+    return result
+
+
+def encode_windows(
+    domain: Domain, settings: Settings, data: TrainingData | Sequences, plan: PreDiffPlan
+) -> tuple[int, int]:
+    """Between the stages: latents of the training and validation windows; returns how many there are of each."""
+    place = _workplace(plan, domain, settings, data)
+    train, held_out = _latents(place)
+    return len(train), len(held_out)
+
+
+def _latents(place: _Workplace) -> tuple[LatentSet, LatentSet]:
+    from tasks.training.stages.assembly import start_network, take_weights
+    from tasks.training.stages.latents import build_latents, choose_windows
+    from tasks.training.stages.loop import BEST
+
+    plan, config = place.plan, _config(place)
+    network = start_network(config, Path(plan.anchor) if plan.anchor else None, plan.seed).eval()
+    take_weights(network.autoencoder, place.folder / "autoencoder" / BEST)
+    folder = place.folder / "latents"
+    chosen = choose_windows(place.samples, plan.seed, plan.train_windows)
+    held_out = place.samples.held_out("val", _VALIDATED_WINDOWS, wet=True)
+    return (
+        build_latents(config, network, place.samples, folder, chosen, "train"),
+        build_latents(config, network, place.samples, folder, held_out, "val"),
+    )
+
+
+def _ready(place: _Workplace) -> tuple[PreDiffNetwork, LatentSet, LatentSet]:
+    """The networks with a trained autoencoder and measured scales, and the latents."""
+    from tasks.training.stages.assembly import measure_scales, start_network, take_weights, usual_intensity
+    from tasks.training.stages.loop import BEST
+
+    train, held_out = _latents(place)
+    config = _config(place, usual_intensity(train))
+    anchor = Path(place.plan.anchor) if place.plan.anchor else None
+    network = start_network(config, anchor, place.plan.seed)
+    take_weights(network.autoencoder, place.folder / "autoencoder" / BEST)
+    network.autoencoder.eval().requires_grad_(False)
+    measure_scales(network, train, float(train.frames.min()))
+    return network, train, held_out
+
+
+def fit_denoiser(domain: Domain, settings: Settings, data: TrainingData | Sequences, plan: PreDiffPlan) -> StageResult:
+    """Stage 2."""
+    from tasks.training.stages.denoiser import DenoiserStage
+    from tasks.training.stages.loop import fit_stage
+
+    place = _workplace(plan, domain, settings, data)
+    network, train, held_out = _ready(place)
+    told = plan.stage("denoiser", settings, batch_size=24, learning_rate=1e-3, ema_decay=0.995)
+    stage = DenoiserStage(network, train, held_out, seed=plan.seed, batch_size=told.batch_size)
+    with place.run("denoiser") as log:
+        return fit_stage(stage, told, place.folder / "denoiser", log)
+
+
+def fit_alignment(domain: Domain, settings: Settings, data: TrainingData | Sequences, plan: PreDiffPlan) -> StageResult:
+    """Stage 3, which needs the latents and not the denoiser."""
+    from tasks.training.stages.alignment import AlignmentStage
+    from tasks.training.stages.loop import fit_stage
+
+    place = _workplace(plan, domain, settings, data)
+    network, train, held_out = _ready(place)
+    told = plan.stage("alignment", settings, batch_size=32, learning_rate=1e-3, ema_decay=0.99)
+    stage = AlignmentStage(network, train, held_out, seed=plan.seed, batch_size=told.batch_size)
+    with place.run("alignment") as log:
+        return fit_stage(stage, told, place.folder / "alignment", log)
+
+
+def assemble_prediff(
+    domain: Domain,
+    settings: Settings,
+    data: TrainingData | Sequences,
+    plan: PreDiffPlan,
+    results: tuple[StageResult, ...],
+) -> Fitted:
+    """One checkpoint from all stages, its spread chosen on validation windows, registered as challenger."""
+    from models.prediff.forecaster import PreDiffForecaster
+    from tasks.training.log import register_checkpoint
+    from tasks.training.stages.alignment import AlignmentStage
+    from tasks.training.stages.assembly import choose_spread, measure_reading, save_prediff, take_weights
+
+    place = _workplace(plan, domain, settings, data)
+    network, train, held_out = _ready(place)
+    weights = {result.name: result.weights for result in results}
+    take_weights(network.denoiser, weights["denoiser"])
+    both = AlignmentStage(network, train, held_out, seed=plan.seed, batch_size=1)
+    take_weights(both.trained, weights["alignment"])
+    config = network.config.model_copy(update={"reading": measure_reading(network, held_out, plan.seed)})
+    forecaster = PreDiffForecaster(config, network)
+    windows = place.samples.held_out("val", _SPREAD_WINDOWS, wet=True)
+    spread, trials = choose_spread(forecaster, place.samples, windows, seed=plan.seed)
+    config = config.model_copy(update={"spread": spread})
+    best = save_prediff(place.folder / "best", config, network)
+    name = registered_name(domain, "prediff")
+    with place.tracking.run(experiment_of(domain.name), plan.preset, plan.run_id) as log:
+        log.table({"trials": [asdict(trial) for trial in trials], "chosen": spread}, "spread.json")
+        log.metrics({f"stage/{result.name}_loss": result.best for result in results})
+        tags = {
+            "squall.archive_snapshot": plan.archive_snapshot,
+            "squall.code_revision": code_revision(),
+            "squall.anchor_model": plan.anchor_name,
+        }
+        version = register_checkpoint(place.tracking, name, best, log, tags)
+        link = place.tracking.run_link(log)
+    return Fitted(
+        name=name,
+        version=version.version,
+        run_id=plan.run_id,
+        run_link=link,
+        checkpoint=best,
+        steps=sum(result.steps for result in results),
+        seconds=sum(result.seconds for result in results),
+        stopped_because="max_steps" if plan.max_steps else "budget",
+        score=next(result.best for result in results if result.name == "denoiser"),
+        spec=prediff_spec(domain, plan.preset, data),
+    )
+
+
+def _log_reconstructions(log: RunLog, network: PreDiffNetwork, result: StageResult, place: _Workplace) -> None:
+    """Pictures of held-out frames above what the autoencoder gives back."""
+    import numpy as np
+    import torch
+
+    from models.gaps import fill_gaps
+    from tasks.training.stages.assembly import take_weights
+    from tasks.verification.figures import side_by_side
+
+    take_weights(network.autoencoder, result.weights)
+    network.eval()
+    transform, info = network.config.transform, place.samples.info
+    windows = place.samples.held_out("val", 2, wet=True)
+    for number, fields in enumerate(place.samples.reader().read(windows)):
+        frames = fill_gaps(transform.forward(torch.from_numpy(fields)))[:: max(1, len(fields) // 5)][:5]
+        with torch.no_grad():
+            given, _, _ = network.autoencoder(frames[:, None])
+        seen, back = (np.asarray(transform.inverse(part), np.float32) for part in (frames, given[:, 0]))
+        titles = [f"frame {index}" for index in range(len(seen))]
+        log.figure(side_by_side(seen, {"reconstruction": back}, titles, info.quantity), f"examples/{number}.png")

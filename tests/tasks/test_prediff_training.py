@@ -1,0 +1,238 @@
+"""PreDiff's stages: latents once, resumable to the bit, restartable alone, one model in the registry in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from builders.training import drifting_rain, write
+from infra.settings import Domain, Settings
+from infra.tracking import CHAMPION, Tracking
+from models.forecaster import load_forecaster
+from models.prediff.forecaster import PreDiffForecaster
+from models.prediff.network import PreDiffNetwork
+from models.prediff.presets import preset
+from tasks.ensemble_gate import compare_ensemble_models
+from tasks.learning import promote_model
+from tasks.prediff_learning import (
+    PreDiffPlan,
+    assemble_prediff,
+    encode_windows,
+    fit_alignment,
+    fit_autoencoder,
+    fit_denoiser,
+    plan_prediff,
+    read_plan,
+)
+from tasks.training.data import TrainingData
+from tasks.training.resumption import experiment_of, training_folder
+from tasks.training.samples import SampleSource, SampleSpec
+from tasks.training.stages.assembly import measure_scales, start_network
+from tasks.training.stages.denoiser import DenoiserStage, latent_batch
+from tasks.training.stages.latents import LatentSet, build_latents, choose_windows
+from tasks.training.stages.loop import fit_stage
+from tasks.training.stages.stage import Batch, StageConfig
+from tasks.verification.ensemble_promotion import decide_ensemble
+from tasks.verification.promotion import Unavailable
+from tasks.verification.resampling import Interval
+
+SPEC = SampleSpec(t_in=4, t_out=3, event_limit=timedelta(hours=2))
+QUIET = {"progress_bar": False, "accelerator": "cpu", "precision": "32-true"}
+
+
+class Killed(RuntimeError):
+    """Stands for SIGKILL: nothing after it runs."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    return write(tmp_path_factory.mktemp("rain") / "layout", drifting_rain(240))
+
+
+@pytest.fixture(scope="module")
+def network() -> PreDiffNetwork:
+    config = preset("tiny").config("prediff/tiny", cadence_s=300, cell_size_m=1000.0)
+    return start_network(config, None, seed=1).eval()
+
+
+def latents_of(network: PreDiffNetwork, samples: SampleSource, folder: Path, count: int = 20) -> LatentSet:
+    return build_latents(network.config, network, samples, folder, choose_windows(samples, 0, count), "train")
+
+
+def test_latents_hold_what_the_autoencoder_says_of_each_window(
+    network: PreDiffNetwork, data: TrainingData, tmp_path: Path
+) -> None:
+    samples = SampleSource(data, SPEC)
+    windows = choose_windows(samples, 0, 20)
+    found = latents_of(network, samples, tmp_path)
+    fields = samples.reader().read(windows)
+    u = torch.nan_to_num(network.config.transform.forward(torch.from_numpy(fields)))
+    with torch.no_grad():
+        mean, _ = network.autoencoder.encode_sequence(u[..., None])
+    assert len(found) == len({(window.frame, window.y) for window in windows}) == 20
+    torch.testing.assert_close(found.future, mean[:, 4:], atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(found.context, mean[:, :4], atol=2e-3, rtol=2e-3)
+    observed = np.nanmean(network.config.transform.forward(fields)[:, 4:], axis=(2, 3))
+    np.testing.assert_allclose(found.values[..., 0].numpy(), observed, rtol=1e-5)
+
+
+def test_an_interrupted_encoding_goes_on_and_a_whole_one_is_only_read(
+    network: PreDiffNetwork, data: TrainingData, tmp_path: Path
+) -> None:
+    samples = SampleSource(data, SPEC)
+    windows = choose_windows(samples, 0, 40)
+    whole = build_latents(network.config, network, samples, tmp_path / "whole", windows, "train")
+
+    class Dying:
+        samples, reads = SampleSource(data, SPEC), 0
+
+        def read(self, chosen: object) -> object:
+            self.reads += 1
+            if self.reads == 2:
+                raise Killed
+            return SampleSource(data, SPEC).reader().read(chosen)  # type: ignore[arg-type]
+
+    class Mortal(SampleSource):
+        def reader(self) -> Dying:  # type: ignore[override]
+            return Dying()
+
+    with pytest.raises(Killed):
+        build_latents(network.config, network, Mortal(data, SPEC), tmp_path / "cut", windows, "train")
+    again = build_latents(network.config, network, samples, tmp_path / "cut", windows, "train")
+    assert torch.equal(whole.future, again.future)
+    assert torch.equal(whole.values, again.values)
+    read = build_latents(network.config, network, Mortal(data, SPEC), tmp_path / "cut", windows, "train")
+    assert torch.equal(read.context, whole.context)
+
+
+def test_scaled_latents_have_unit_variance_and_come_back(
+    network: PreDiffNetwork, data: TrainingData, tmp_path: Path
+) -> None:
+    latents = latents_of(network, SampleSource(data, SPEC), tmp_path)
+    scaled = start_network(network.config, None, seed=1)
+    measure_scales(scaled, latents, 0.0)
+    batch = latent_batch(scaled, latents, torch.arange(len(latents)), None)
+    assert 0.5 < float(batch["residual"].std()) < 2.0
+    assert "anchor" not in batch
+    torch.testing.assert_close(scaled.from_residual(batch["residual"], None), scaled.standardise(latents.future))
+
+
+class DyingStage(DenoiserStage):
+    """Dies when it is asked for a certain batch."""
+
+    dies_at: int | None = None
+
+    def batch(self, step: int) -> Batch:
+        if step == self.dies_at:
+            raise Killed
+        return super().batch(step)
+
+
+def stage_of(data: TrainingData, network: PreDiffNetwork, folder: Path) -> DyingStage:
+    samples = SampleSource(data, SPEC)
+    fresh = start_network(network.config, None, seed=1)
+    latents = latents_of(network, samples, folder)
+    measure_scales(fresh, latents, 0.0)
+    return DyingStage(fresh, latents, latents, seed=5, batch_size=4)
+
+
+def test_a_killed_stage_ends_with_the_very_weights_of_a_calm_one(
+    data: TrainingData, network: PreDiffNetwork, tmp_path: Path
+) -> None:
+    config = StageConfig(seed=5, batch_size=4, max_steps=6, val_every=3, checkpoint_every=2, **QUIET)  # type: ignore[arg-type]
+    calm = fit_stage(stage_of(data, network, tmp_path), config, tmp_path / "calm")
+    dying = stage_of(data, network, tmp_path)
+    dying.dies_at = 5
+    with pytest.raises(Killed):
+        fit_stage(dying, config, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "done.json").exists()
+    resumed = fit_stage(stage_of(data, network, tmp_path), config, tmp_path / "killed")
+    assert resumed.steps == calm.steps == 6
+    ours, theirs = load_file(resumed.weights), load_file(calm.weights)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    dying.dies_at = 0
+    assert fit_stage(dying, config, tmp_path / "killed") == resumed
+
+
+@pytest.mark.slow
+def test_a_prediff_is_trained_registered_and_judged(data: TrainingData, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, threads=1, device="cpu", _env_file=None)
+    domain = Domain.model_validate(
+        {
+            "name": "tiny",
+            "feed": {"kind": "simulated", "url": "x", "cadence": "5min", "tolerance": "60s"},
+            "archive": {"url": str(tmp_path / "archive")},
+            "product": {"url": str(tmp_path / "store")},
+            "verification": {"thresholds": [0.5, 2.0]},
+            "training": {"event_limit": "2h"},
+        }
+    )
+    plan = plan_prediff(domain, settings, data, preset="prediff/tiny", max_steps=4, train_windows=24, request="flow-1")
+    assert plan_prediff(domain, settings, data, preset="prediff/tiny", max_steps=4, request="flow-1") == plan
+    results = run_stages(domain, settings, data, plan)
+    fitted = assemble_prediff(domain, settings, data, plan, results)
+    forecaster = load_forecaster(fitted.checkpoint)
+    assert isinstance(forecaster, PreDiffForecaster)
+    context = drifting_rain(4)
+    members = forecaster.forecast(context, 3, members=3, seed=1)
+    assert members.shape == (3, 3, 16, 16)
+    assert np.isnan(members[:, :, 0, 0]).all()
+    assert np.isfinite(members[:, :, 1:, 1:]).all()
+    verdict = compare_ensemble_models(domain, settings, data, fitted, windows=6, members=3)
+    assert set(verdict.against) == {"steps", "extrapolation", "persistence"}
+    promote_model(settings, fitted, replace(verdict, promote=True))
+    tracking = Tracking(settings.tracking_uri)
+    assert tracking.version("tiny-prediff", CHAMPION).version == fitted.version
+    children = [
+        tracking.find_tagged(experiment_of("tiny"), "squall.stage", stage)
+        for stage in ("autoencoder", "denoiser", "alignment")
+    ]
+    assert None not in children
+    redone = plan_prediff(domain, settings, data, preset="prediff/tiny", resume=plan.run_id, stage="denoiser")
+    folder = training_folder(settings, plan.run_id)
+    assert redone == plan == read_plan(settings, plan.run_id)
+    assert not (folder / "denoiser").exists()
+    assert (folder / "alignment" / "done.json").exists()
+    with pytest.raises(ValueError, match="expected a stage of autoencoder"):
+        plan_prediff(domain, settings, data, preset="prediff/tiny", resume=plan.run_id, stage="decoder")
+
+
+def run_stages(domain: Domain, settings: Settings, data: TrainingData, plan: PreDiffPlan):  # type: ignore[no-untyped-def]
+    first = fit_autoencoder(domain, settings, data, plan)
+    trained, held_out = encode_windows(domain, settings, data, plan)
+    assert trained == 24
+    assert held_out > 0
+    return first, fit_denoiser(domain, settings, data, plan), fit_alignment(domain, settings, data, plan)
+
+
+def interval(difference: float, half: float) -> Interval:
+    return Interval(difference, difference - half, difference + half, 0.95, 12)
+
+
+def test_an_ensemble_is_promoted_on_a_lower_crps_with_certainty_and_on_nothing_else() -> None:
+    told = {"crps": {"challenger": 1.0}, "windows": 64, "members": 8}
+    sure, unsure = interval(0.3, 0.1), interval(0.3, 0.4)
+    assert decide_ensemble({"persistence": sure, "extrapolation": sure}, **told).ladder_rank == "above"  # type: ignore[arg-type]
+    first = decide_ensemble({"persistence": sure, "extrapolation": unsure}, **told)  # type: ignore[arg-type]
+    assert first.promote
+    assert first.ladder_rank == "below"
+    assert not decide_ensemble({"persistence": unsure}, **told).promote  # type: ignore[arg-type]
+    assert not decide_ensemble({"persistence": sure, "champion": unsure}, **told).promote  # type: ignore[arg-type]
+    lost = decide_ensemble({"persistence": sure}, Unavailable("tiny-prediff 1", "damaged"), **told)  # type: ignore[arg-type]
+    assert not lost.promote
+    assert "damaged" in lost.reason
