@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.tasks import exponential_backoff
 
-from tasks import benchmarking, cycle, ensemble_gate, learning, prediff_learning
+from tasks import benchmarking, cycle, ensemble_gate, learning, prediff_learning, prediff_plan
 from tasks.feeds import FrameRejected
 from tasks.training import resumption
 from tasks.verification import degradation, skill_log
@@ -71,7 +71,7 @@ expire = _step(cycle.expire_products_and_snapshots, retries=2, minutes=30, tags=
 find_begun = _step(resumption.find_begun, retries=4, minutes=5, tags={"registry"})
 sample_data = _step(learning.sample_data, retries=2, minutes=120, tags={"archive"})
 fit_model = _step(learning.fit_model, retries=0, minutes=7 * 24 * 60, tags={"model", "gpu"})
-plan_prediff = _step(prediff_learning.plan_prediff, retries=2, minutes=10, tags={"registry"})
+plan_prediff = _step(prediff_plan.plan_prediff, retries=2, minutes=10, tags={"registry"})
 fit_autoencoder = _step(prediff_learning.fit_autoencoder, retries=0, minutes=7 * 24 * 60, tags={"model", "gpu"})
 encode_windows = _step(prediff_learning.encode_windows, retries=1, minutes=24 * 60, tags={"model", "gpu"})
 fit_denoiser = _step(prediff_learning.fit_denoiser, retries=0, minutes=30 * 24 * 60, tags={"model", "gpu"})

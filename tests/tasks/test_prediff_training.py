@@ -22,15 +22,13 @@ from models.prediff.presets import preset
 from tasks.ensemble_gate import compare_ensemble_models
 from tasks.learning import promote_model
 from tasks.prediff_learning import (
-    PreDiffPlan,
     assemble_prediff,
     encode_windows,
     fit_alignment,
     fit_autoencoder,
     fit_denoiser,
-    plan_prediff,
-    read_plan,
 )
+from tasks.prediff_plan import PreDiffPlan, plan_prediff, read_plan
 from tasks.training.data import TrainingData
 from tasks.training.resumption import experiment_of, training_folder
 from tasks.training.samples import SampleSource, SampleSpec

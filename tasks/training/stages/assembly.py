@@ -80,7 +80,7 @@ def measure_scales(network: PreDiffNetwork, latents: LatentSet, floor: float) ->
 def usual_intensity(latents: LatentSet) -> float:
     """Mean of the constraint's values over the training windows: the estimator's scale."""
     values = latents.values
-    return float(max(values[~values.isnan()].mean(), 1e-6))
+    return max(float(values[~values.isnan()].mean()), 1e-6)
 
 
 def measure_reading(network: PreDiffNetwork, latents: LatentSet, seed: int) -> ReadingCalibration:

@@ -1,0 +1,155 @@
+"""What a PreDiff training was told: begun once, written beside its stages, taken up again by its run id alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from infra.revision import code_revision
+from infra.settings import Domain, Settings
+from infra.tracking import Tracking
+from tasks.rungs import find_named
+from tasks.training.data import TrainingData
+from tasks.training.datasets import Sequences
+from tasks.training.resumption import REQUEST_TAG, experiment_of, training_folder
+from tasks.training.stages.stage import StageConfig
+
+STAGES = ("autoencoder", "latents", "denoiser", "alignment")
+_PLAN = "prediff.json"
+# Shares of the budget; the rest is for encoding, choosing the spread, and judging.
+_SHARES = {"autoencoder": 0.04, "denoiser": 0.72, "alignment": 0.12}
+_TRAINED_WINDOWS = 3000
+
+
+@dataclass(frozen=True)
+class PreDiffPlan:
+    """One PreDiff training; written beside its stages, so that going on needs its run id alone.
+
+    Attributes:
+        preset: `prediff/preset`.
+        seed: Of everything random.
+        run_id: The training's MLflow run, parent of its stages' runs.
+        archive_snapshot: Of the samples.
+        anchor: Checkpoint folder of the anchor's model; empty without one.
+        anchor_name: Its name and version.
+        budget_s: Wall time over all stages; None: by steps.
+        max_steps: Optimiser steps of every stage; None: by time.
+        train_windows: Windows encoded for training.
+    """
+
+    preset: str
+    seed: int
+    run_id: str
+    archive_snapshot: str
+    anchor: str = ""
+    anchor_name: str = ""
+    budget_s: float | None = None
+    max_steps: int | None = None
+    train_windows: int = _TRAINED_WINDOWS
+
+    def stage(self, name: str, settings: Settings, **changes: object) -> StageConfig:
+        """How stage `name` is trained."""
+        budget = timedelta(seconds=self.budget_s * _SHARES[name]) if self.budget_s else None
+        device = "auto" if settings.device == "auto" else settings.device
+        told = {"seed": self.seed, "budget": budget, "max_steps": self.max_steps, "accelerator": device}
+        return StageConfig(**{**told, **changes})  # type: ignore[arg-type]
+
+
+def plan_prediff(
+    domain: Domain,
+    settings: Settings,
+    data: TrainingData | Sequences,
+    *,
+    preset: str,
+    budget: timedelta | None = None,
+    max_steps: int | None = None,
+    from_model: str | None = None,
+    resume: str | None = None,
+    stage: str | None = None,
+    request: str | None = None,
+    train_windows: int | None = None,
+    seed: int = 0,
+) -> PreDiffPlan:
+    """Begin a training (its MLflow run, its folder), or take up an earlier one.
+
+    Args:
+        domain: Its champion Earthformer is the anchor where the preset wants one.
+        settings: Tracking server and state folder.
+        data: Samples.
+        preset: `prediff/preset`.
+        budget: Wall time over all stages.
+        max_steps: Optimiser steps of every stage instead.
+        from_model: Anchor other than the domain's champion, `NAME@ALIAS`.
+        resume: MLflow run id of an earlier training.
+        stage: With `resume`: do this stage, and what builds on it, again.
+        request: What asks for it (a flow run's id): asking again goes on with the training that it began.
+        train_windows: Windows encoded for training; None: 3000.
+        seed: Of everything random.
+
+    Raises:
+        ValueError: no such preset, stage or training.
+        ModelMissing: no champion to anchor to.
+    """
+    from models.prediff.presets import preset as find_preset
+
+    if stage is not None and (stage not in STAGES or resume is None):
+        raise ValueError(f"expected a stage of {', '.join(STAGES)} of a training to resume; got {stage!r}, {resume!r}")
+    tracking = Tracking(settings.tracking_uri)
+    begun = tracking.find_tagged(experiment_of(domain.name), REQUEST_TAG, request) if request and not resume else None
+    if resume or begun:
+        plan = read_plan(settings, resume or begun or "")
+        if stage is not None:
+            _forget(training_folder(settings, plan.run_id), stage)
+        return plan
+    anchor = (
+        find_named(from_model or "earthformer", domain, settings)
+        if find_preset(preset).anchor == "earthformer"
+        else None
+    )
+    told = budget or (None if max_steps else domain.training.budget)
+    tags = {
+        "squall.domain": domain.name,
+        "squall.preset": preset,
+        "squall.archive_snapshot": data.info.archive_snapshot,
+        "squall.code_revision": code_revision(),
+        **({REQUEST_TAG: request} if request else {}),
+    }
+    with tracking.run(experiment_of(domain.name), preset, None, tags) as log:
+        plan = PreDiffPlan(
+            preset=preset,
+            seed=seed,
+            run_id=log.run_id,
+            archive_snapshot=data.info.archive_snapshot,
+            anchor=anchor.folder if anchor else "",
+            anchor_name=f"{anchor.name} {anchor.version}" if anchor else "",
+            budget_s=told.total_seconds() if told else None,
+            max_steps=max_steps,
+            train_windows=train_windows or _TRAINED_WINDOWS,
+        )
+        log.params({key: value for key, value in asdict(plan).items() if value not in (None, "")})
+    folder = training_folder(settings, plan.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _PLAN).write_text(json.dumps(asdict(plan), indent=2))
+    return plan
+
+
+def read_plan(settings: Settings, run_id: str) -> PreDiffPlan:
+    """The plan of an earlier training.
+
+    Raises:
+        ValueError: no PreDiff training of that run under this state folder.
+    """
+    path = training_folder(settings, run_id) / _PLAN
+    if not path.exists():
+        raise ValueError(f"expected the MLflow run of a PreDiff training under this state folder; got {run_id!r}")
+    return PreDiffPlan(**json.loads(path.read_text()))
+
+
+def _forget(folder: Path, stage: str) -> None:
+    """Drop a stage and all that builds on it: denoiser and alignment network need the latents, not each other."""
+    builds_on = {"autoencoder": STAGES, "latents": STAGES[1:], "denoiser": ("denoiser",), "alignment": ("alignment",)}
+    for name in builds_on[stage]:
+        shutil.rmtree(folder / name, ignore_errors=True)
