@@ -181,9 +181,9 @@ def choose_size(
         return EnsembleSize(members, ensembles.steps, "full", f"all of it was expected to take {full:.1f} s")
     least_steps, least_members = min(ensembles.least_steps, ensembles.steps), min(ensembles.least_members, members)
     told = f"all of it was expected to take {full:.1f} s of the {max(left_s, 0):.1f} s left"
-    if (steps := min(cost.most_steps(members, budget), ensembles.steps)) >= least_steps:
+    if (steps := min(cost.most_steps(members, budget), ensembles.steps - 1)) >= least_steps:
         return EnsembleSize(members, steps, "fewer steps", told)
-    if (count := min(cost.most_members(least_steps, budget), members)) >= least_members or must:
+    if (count := min(cost.most_members(least_steps, budget), members - 1)) >= least_members or must:
         choice: Choice = "fewer members" if members > least_members else "fewer steps"
         return EnsembleSize(max(count, least_members), least_steps, choice, told)
     least = cost.seconds(least_members, least_steps)
@@ -252,4 +252,7 @@ def draw_ensemble(
 
 
 def _whole(seconds: float, each: float) -> int:
+    """How many of `each` [s] fit in `seconds`."""
+    if seconds < 0:
+        return 0
     return int(seconds // each) if each > 0 else 2**31

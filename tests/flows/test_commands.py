@@ -126,6 +126,8 @@ def test_a_bad_time_is_one_line_that_shows_a_good_one(
         ("ingest meadow --from yesterday", "expected a time such as 2016-09-28T14:45Z; got 'yesterday'"),
         ("nowcast meadow --at 25:00", "expected a time such as 2016-09-28T14:45Z; got '25:00'"),
         ("nowcast meadow --at 2016-09-28T15:47Z --deadline soon", "expected a duration such as 90s"),
+        ("nowcast meadow --at 2016-09-28T15:47Z --intensity strong", "such as +2sigma or -1.5; got 'strong'"),
+        ("nowcast meadow --at 2016-09-28T15:47Z --intensity -1sigma", "persistence: Unsteerable: "),
         ("nowcast meadow --at 2016-09-28T17:00Z", "context refused: "),
         ("train meadow --preset huge", "expected a preset of "),
     ],

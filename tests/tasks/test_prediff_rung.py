@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from builders.ensembles import Drawn, tiny_prediff, write_prediff
+from builders.ensembles import drawn_rung, tiny_prediff, write_prediff
 from builders.networks import small_config
 from builders.nowcasts import moving_rain, newest_context, small_domain, write_archive
 from infra.clock import Clock
@@ -36,7 +37,7 @@ from tasks.forecasting.ensemble import (
     parse_intensity,
 )
 from tasks.forecasting.guardrails import GuardrailTripped, guard
-from tasks.forecasting.ladder import Forecast, ModelIdentity, NoForecast, Rung, baseline_rung, run_ladder
+from tasks.forecasting.ladder import Forecast, NoForecast, Rung, baseline_rung, run_ladder
 from tasks.products.dataset import build_product
 from tasks.products.exceedance import member_quantiles
 from tasks.products.index import expire_products, list_products
@@ -82,6 +83,7 @@ def test_one_member_is_an_ensemble_where_one_was_asked_for() -> None:
     )
 
 
+@examples(deadline=None)
 @given(
     left_s=st.floats(0.1, 1000),
     members=st.integers(1, 50),
@@ -322,11 +324,6 @@ def test_the_same_members_give_the_same_product(domain: Domain, settings: Settin
         for deadline in (HOUR, 2 * HOUR)
     )
     assert (second.path, second.already) == (first.path, True)
-
-
-def drawn_rung(change: Callable[[Fields], Fields] = lambda values: values) -> Rung:
-    """A rung whose ensembles are made without a network."""
-    return Rung("prediff", lambda: Drawn(change), ModelIdentity("m"), Needs(5), ensembles=replace(FULL, cost=COST))
 
 
 def drawn(context: Context, domain: Domain, rung: Rung, intensity: float | None = None, members: int = 6) -> Forecast:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
+from builders.ensembles import drawn_rung
 from builders.nowcasts import moving_rain, newest_context, slot_time, small_domain, write_archive
 from infra.objects import ObjectStore
 from tasks.feeds.frames import build_frame
@@ -31,8 +32,8 @@ def make(root: Path, members: int = 1, lead_times: int = 12) -> tuple[xr.Dataset
     rain = moving_rain(10)
     rain[:, :4] = np.nan
     context = newest_context(domain, write_archive(domain, rain), 9)
-    rung = baseline_rung("extrapolation", context, domain)
-    forecast = run_ladder(context, [rung], domain, deadline=timedelta(minutes=1), seed=5, members=members)
+    rung = baseline_rung("extrapolation", context, domain) if members == 1 else drawn_rung()
+    forecast = run_ladder(context, [rung], domain, deadline=timedelta(minutes=10), seed=5, members=members)
     return build_product(forecast, context, domain), context, forecast
 
 
@@ -122,8 +123,8 @@ def test_a_reflectivity_product_on_a_latitude_longitude_grid(tmp_path: Path) -> 
         rule="received_at",
         latency=timedelta(0),
     )
-    rung = baseline_rung("extrapolation", context, domain)
-    forecast = run_ladder(context, [rung], domain, deadline=timedelta(minutes=1), seed=0, members=3)
+    rung = drawn_rung(lambda values: np.maximum(values, np.float32(-33)))
+    forecast = run_ladder(context, [rung], domain, deadline=timedelta(minutes=10), seed=0, members=3)
     opened = stored(tmp_path, build_product(forecast, context, domain))
     assert "rainfall_amount_1h" not in opened
     assert (opened["lat"].dims, opened["lon"].dims) == (("y",), ("x",))
