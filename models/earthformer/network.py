@@ -13,6 +13,7 @@ from models.earthformer.config import EarthformerConfig
 from models.earthformer.cuboids import Triple, resample_nearest
 from models.earthformer.decoder import CuboidTransformerDecoder
 from models.earthformer.encoder import CuboidTransformerEncoder
+from models.earthformer.execution import TwoPathModule
 from models.earthformer.initialise import initialise
 from models.earthformer.layers import PosEmbed
 from models.earthformer.stems import (
@@ -64,7 +65,7 @@ def build_final_decoder(config: EarthformerConfig) -> nn.Module:
     )
 
 
-class Earthformer(nn.Module):
+class Earthformer(TwoPathModule):
     """The plain model; static shapes, no output activation."""
 
     def __init__(self, config: EarthformerConfig) -> None:
@@ -111,8 +112,15 @@ class Earthformer(nn.Module):
         return query
 
     def _learned_query(self, size: Triple) -> Tensor:
-        query: Tensor = self.z_proj(self.dec_pos_embed.table(size)[None])
-        return query
+        """The same for every input: kept at inference."""
+
+        def query() -> Tensor:
+            projected: Tensor = self.z_proj(self.dec_pos_embed.table(size)[None])
+            return projected
+
+        if self.is_plain:
+            return query()
+        return self.derived(("query", size), (*self.z_proj.parameters(), *self.dec_pos_embed.parameters()), query)
 
     def _global_vectors(self, batch: int) -> Tensor | None:
         return self.init_global_vectors.expand(batch, -1, -1) if self.config.num_global_vectors else None

@@ -234,6 +234,19 @@ def test_tensors_kept_at_inference_follow_the_weights(change: Any) -> None:
             torch.testing.assert_close(layer(x)[0], fresh(x)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_the_decoder_query_is_kept_until_its_table_changes() -> None:
+    network = build_network(preset_config("earthformer/small-64").architecture).eval()
+    memory = torch.zeros(1, *network.config.level_sizes[-1], network.config.units[-1])
+    with torch.no_grad():
+        first = network.initial_query(memory)
+        assert network.initial_query(memory).data_ptr() == first.data_ptr()
+        network.dec_pos_embed.T_embed.weight.add_(1)
+        second = network.initial_query(memory)
+    assert not torch.equal(first, second)
+    with executed(network, "plain"):
+        torch.testing.assert_close(network.initial_query(memory), second)
+
+
 def test_kept_tensors_serve_inference_only() -> None:
     layer = scattered(CuboidSelfAttentionLayer(8, 2, (3, 1, 1))).eval()
     with torch.inference_mode():
