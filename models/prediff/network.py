@@ -19,12 +19,13 @@ class PreDiffNetwork(nn.Module):
     """The networks and the scales between them; latents outside of it have unit variance.
 
     Buffers, measured on the training frames once the autoencoder is trained: `latent_mean`, `latent_std` (c,) of the
-    posterior mean; `residual_std` (T_out, c) of the difference between the latents of future and anchor; `floor` (),
-    network space, below which no observed value lies.
+    posterior mean; `residual_mean`, `residual_std` (T_out, c) of the difference between the latents of future and
+    anchor; `floor` (), network space, below which no observed value lies.
     """
 
     latent_mean: Tensor
     latent_std: Tensor
+    residual_mean: Tensor
     residual_std: Tensor
     floor: Tensor
 
@@ -40,6 +41,7 @@ class PreDiffNetwork(nn.Module):
         channels = parts.autoencoder.latent_channels
         self.register_buffer("latent_mean", torch.zeros(channels))
         self.register_buffer("latent_std", torch.ones(channels))
+        self.register_buffer("residual_mean", torch.zeros(config.t_out, channels))
         self.register_buffer("residual_std", torch.ones(config.t_out, channels))
         self.register_buffer("floor", torch.tensor(-1e30))
 
@@ -64,11 +66,17 @@ class PreDiffNetwork(nn.Module):
 
     def to_residual(self, future: Tensor, anchor: Tensor | None) -> Tensor:
         """Latents (B, T_out, h, w, c) of the future → what is diffused; without an anchor the latents themselves."""
-        return future if anchor is None else (future - anchor) / self._scale()
+        if anchor is None:
+            return future
+        return (future - anchor - _over_cells(self.residual_mean)) / _over_cells(self.residual_std)
 
     def from_residual(self, residual: Tensor, anchor: Tensor | None) -> Tensor:
         """The inverse of `to_residual`; one anchor (1, T_out, h, w, c) serves all members."""
-        return residual if anchor is None else anchor + residual * self._scale()
+        if anchor is None:
+            return residual
+        return anchor + _over_cells(self.residual_mean) + residual * _over_cells(self.residual_std)
 
-    def _scale(self) -> Tensor:
-        return self.residual_std[None, :, None, None]
+
+def _over_cells(values: Tensor) -> Tensor:
+    """(T_out, c) → (1, T_out, 1, 1, c)."""
+    return values[None, :, None, None]

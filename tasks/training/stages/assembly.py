@@ -71,7 +71,9 @@ def measure_scales(network: PreDiffNetwork, latents: LatentSet, floor: float) ->
         network.residual_std.fill_(1.0)
         return
     residual = (latents.future - latents.anchor) / network.latent_std  # (n, T_out, h, w, c)
-    own = residual.square().mean(dim=(0, 2, 3)).sqrt().clamp(min=1e-3)  # (T_out, c)
+    mean = residual.mean(dim=(0, 2, 3))  # (T_out, c): what the anchor misses everywhere
+    network.residual_mean.copy_(mean)
+    own = (residual - mean[:, None, None]).square().mean(dim=(0, 2, 3)).sqrt().clamp(min=1e-3)  # (T_out, c)
     overall = own.square().mean(dim=1, keepdim=True).sqrt()
     # Half-way to whiteness: strong components keep a lead, and are settled first on the way from noise.
     network.residual_std.copy_((own * overall).sqrt())
