@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -42,7 +41,7 @@ def main(out: Path, quick: bool = False, device: str = "cpu", names: tuple[str, 
 
 def _on_cpu(name: str, pairs: int) -> Figures:
     network, x = _prepared(name, "cpu")
-    figures: Figures = {"threads": torch.get_num_threads()}
+    figures: Figures = {"threads": torch.get_num_threads(), **_memory(name)}
     answers: dict[str, Tensor] = {}
 
     def forward(way: str) -> None:
@@ -63,7 +62,7 @@ def _on_cpu(name: str, pairs: int) -> Figures:
     largest = float(answers["plain"].abs().max())
     for way in ("fast", "bf16"):
         figures[f"{way}_relative_error"] = float((answers[way] - answers["plain"]).abs().max()) / largest
-    return figures | _memory(name)
+    return figures
 
 
 def _interleaved(run: Callable[[str], None], ways: tuple[str, ...], pairs: int) -> Figures:
@@ -110,11 +109,17 @@ def peak(name: str, way: str) -> None:
     network, x = _prepared(name, "cpu")
     set_execution(network, way)
     network.train()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = _resident("VmRSS")
     for _ in range(2):
         network.zero_grad()
         torch.autograd.backward(network(x).square().mean())
-    print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(before, _resident("VmHWM"))
+
+
+def _resident(field: str) -> float:
+    """Resident memory of this process, now or at its peak, MB; getrusage would begin with the parent's peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def _on_card(name: str, pairs: int, batch: int = 4, losses: int = 50) -> Figures:
