@@ -9,14 +9,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
-from infra.revision import code_revision
 from infra.settings import Domain
 from models.baselines.extrapolation import Extrapolation
 from models.baselines.persistence import Persistence
-from tasks.feeds.frames import QUANTITIES
 from tasks.forecasting.adaptation import Needs, adapt, restore
 from tasks.forecasting.context import Context, Verdict
 from tasks.forecasting.ensemble import (
@@ -29,11 +26,23 @@ from tasks.forecasting.ensemble import (
     draw_ensemble,
     intensity_in_words,
 )
-from tasks.forecasting.guardrails import Guardrail, guard
+from tasks.forecasting.forecast import Forecast, ModelIdentity, Skipped, forecast_dataset
+from tasks.forecasting.guardrails import guard
 from tasks.grid import cell_size_m
 
 if TYPE_CHECKING:
     from models.forecaster import Forecaster
+
+__all__ = [
+    "Forecast",
+    "ModelIdentity",
+    "NoForecast",
+    "Request",
+    "Rung",
+    "Skipped",
+    "baseline_rung",
+    "run_ladder",
+]
 
 Fields = NDArray[np.float32]
 
@@ -46,21 +55,6 @@ _TWO_FRAMES = 2  # fewer show no motion
 
 class NoForecast(RuntimeError):
     """No product: the context was refused, or every rung failed; the message says why."""
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which model made a forecast.
-
-    Attributes:
-        name: Registered name, or the baseline's.
-        version: Registered version, or the baseline's.
-        run_id: Training run in the tracking server; None for a baseline.
-    """
-
-    name: str
-    version: str = "1"
-    run_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,51 +97,6 @@ class Request:
     def left(self) -> float:
         """Seconds left."""
         return self.until - perf_counter()
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A rung that was passed over.
-
-    Attributes:
-        rung: Its name.
-        kind: Name of the error.
-        reason: Its message.
-    """
-
-    rung: str
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a rung answered.
-
-    Attributes:
-        dataset: <quantity>(member, lead_time, y, x) float32 in the domain's units, NaN = not forecast, with
-            init_time, time, spatial_ref and provenance attributes.
-        rung: Name of the rung.
-        model: Whose forecast it is.
-        skipped: Rungs above it, in order, and why they were passed over.
-        guardrails: Checks it kept.
-        seed: Of its members.
-        seconds: By stage: load, forecast, guard.
-        note: How the context was adapted to the model; empty for not at all.
-        late: Whether it took longer than it had.
-        ensemble: What was asked of its ensemble and given; None for one member.
-    """
-
-    dataset: xr.Dataset
-    rung: str
-    model: ModelIdentity
-    skipped: tuple[Skipped, ...]
-    guardrails: tuple[Guardrail, ...]
-    seed: int
-    seconds: dict[str, float]
-    note: str
-    late: bool
-    ensemble: EnsembleRun | None = None
 
 
 def baseline_rung(name: str, context: Context, domain: Domain, expected_s: float | None = None) -> Rung:
@@ -233,7 +182,7 @@ def _climb(
     if ensemble is not None:
         ensemble = replace(ensemble, cost=replace(ensemble.cost, load_s=loaded - start))
     return Forecast(
-        dataset=_dataset(values, context, domain, rung, request.seed, ensemble),
+        dataset=forecast_dataset(values, context, domain.feed.cadence, rung.model, rung.name, request.seed, ensemble),
         rung=rung.name,
         model=rung.model,
         skipped=skipped,
@@ -281,51 +230,3 @@ def _ask(
         left=request.left,
         must=last,
     )
-
-
-def _dataset(
-    values: Fields, context: Context, domain: Domain, rung: Rung, seed: int, ensemble: EnsembleRun | None
-) -> xr.Dataset:
-    init = np.datetime64(context.init_time.replace(tzinfo=None), "ns")
-    leads = np.arange(1, values.shape[1] + 1) * np.timedelta64(domain.feed.cadence, "ns")
-    grid = {name: context.frames.coords[name] for name in ("y", "x", "spatial_ref")}
-    coords = {
-        "member": ("member", np.arange(values.shape[0])),
-        "lead_time": ("lead_time", leads),
-        "init_time": ((), init),
-        "time": ("lead_time", init + leads),
-        **grid,
-    }
-    described = QUANTITIES[context.quantity]
-    attrs = {
-        "units": described.units,
-        "standard_name": described.standard_name,
-        "long_name": described.long_name,
-        "grid_mapping": "spatial_ref",
-        **{name: context.frames.attrs[name] for name in ("no_echo",) if name in context.frames.attrs},
-    }
-    provenance = {
-        "archive_snapshot": context.snapshot,
-        "model_name": rung.model.name,
-        "model_version": rung.model.version,
-        "code_revision": code_revision(),
-        "seed": seed,
-        "rung": rung.name,
-        "verdict": context.verdict.value,
-        **(_ensemble_attrs(ensemble) if ensemble else {}),
-    }
-    dims = ("member", "lead_time", "y", "x")
-    return xr.Dataset({context.quantity: (dims, values, attrs)}, coords, provenance)
-
-
-def _ensemble_attrs(run: EnsembleRun) -> dict[str, str | int]:
-    """No seconds among them: the same members have to give the same product."""
-    steered = {} if run.intensity is None else {"average_intensity": intensity_in_words(run.intensity)}
-    return {
-        "members_asked": run.members_asked,
-        "sampler": run.sampler,
-        "sampling_steps": run.steps,
-        "sampling_steps_asked": run.steps_asked,
-        "ensemble_choice": run.choice,
-        **steered,
-    }
