@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # Prefect's least heartbeat is 30 s; two missed ones and some delay of the event pipeline.
 HEARTBEAT = timedelta(seconds=30)
 ZOMBIE_AFTER = timedelta(seconds=75)
+_LONGEST_TRAINING = timedelta(days=60)
 _HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
 # What a training is told of the event that started it, and what where the event is silent (Jinja literals).
 _PASSED_ON = {"reason": "'skill has degraded'"}
@@ -63,7 +64,7 @@ def ensure_trainings_go_on(client: SyncPrefectClient) -> None:
         for_each={"prefect.resource.id"},
         posture=Posture.Reactive,
         threshold=1,
-        within=timedelta(0),
+        within=_LONGEST_TRAINING,  # counted from Running: with none, a crash would come too late to count
     )
     again = ChangeFlowRunState(
         name="AwaitingRetry",

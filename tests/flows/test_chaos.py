@@ -17,8 +17,9 @@ import xarray as xr
 
 from builders import chaos
 from builders.stack import condition_of, eventually, flow_processes, flow_runs, pid_of, running_stack
+from infra.automations import ensure_trainings_go_on, ensure_zombies_crash
 from infra.clock import Clock
-from infra.deployments import deploy_domain, prefect_server
+from infra.deployments import deploy_domain, prefect_client, prefect_server
 from infra.objects import open_filesystem
 from infra.settings import Domain, Settings, load_domain
 from infra.stack_state import StackState, hold
@@ -228,6 +229,9 @@ def test_a_training_killed_alone_and_with_its_worker_goes_on_to_the_same_bits(pl
     for each in (name, "e-calm"):
         archive_it(place, each)
     deploy_domain(settings, domain)
+    with prefect_client(settings) as client:
+        ensure_zombies_crash(client)
+        ensure_trainings_go_on(client)
     tracking = Tracking(settings.tracking_uri)
     run = started(place, f"train/{name}", max_steps=steps)
     run_id = eventually(
