@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models.configuration import ForecasterConfig
+from models.earthformer.execution import Execution, set_execution
 from models.prediff.config import AutoencoderConfig, PreDiffArchitecture
 from models.prediff.configuration import PreDiffAnchor, PreDiffConfig
 from models.prediff.intensity_estimator import IntensityEstimatorConfig
@@ -136,10 +137,12 @@ class NetworkSummary(NamedTuple):
 
 
 def summarise(name: str) -> list[NetworkSummary]:
-    """Size of each network of preset `name`, counted by torch on networks without storage."""
+    """Size of each network of preset `name`, counted by torch in the plain way on networks without storage."""
     parts = preset(name).architecture
     with torch.device("meta"):
         autoencoder, denoiser, alignment = (build(c) for c in (parts.autoencoder, parts.denoiser, parts.alignment))
+        for network in (denoiser, alignment):
+            set_execution(network, Execution.PLAIN)
         frame = torch.empty(1, parts.autoencoder.in_channels, *parts.patch)
         latent, context = torch.empty(1, *parts.latent_shape), torch.empty(1, *parts.denoiser.input_shape)
         step = torch.zeros(1, dtype=torch.long)

@@ -17,6 +17,7 @@ from tasks.training.sample_set import SampleSet
 from tasks.training.stages.stage import Batch, StageConfig
 
 _FRAMES_OF_A_WINDOW = 4
+_WHOLE_PATCHES = 32  # cells
 _VALIDATED = 48  # windows
 
 
@@ -39,7 +40,8 @@ class AutoencoderStage:
         self.network, self.samples, self.transform = network, samples, transform
         self.seed, self.batch_size, self.weights = seed, batch_size, losses
         self.reader = samples.reader()
-        self.discriminator = PatchDiscriminator(network.config.in_channels, discriminator_width)
+        layers = 3 if min(samples.size) >= _WHOLE_PATCHES else 2  # deeper, nothing would be left of a smaller frame
+        self.discriminator = PatchDiscriminator(network.config.in_channels, discriminator_width, layers)
         self._held_out: Tensor | None = None
 
     @property
