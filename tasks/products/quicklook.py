@@ -23,8 +23,9 @@ FOLDER = "quicklook"
 Codes = NDArray[np.uint8]
 
 _LONGEST = 1300  # pixels
-_SHORTEST = 256
-_HEADER, _FOOTER = 40, 34
+_SHORTEST = 400  # holds a line of words
+_HEADER, _FOOTER = 58, 34
+_GAP = 4  # pixels between members
 _FRAME_MS, _LAST_MS = 350, 1200
 _THREADS = 4
 
@@ -95,9 +96,11 @@ class _Canvas:
         self.stride = max(1, -(-max(rows, columns) // _LONGEST))
         self.zoom = max(1, _SHORTEST // max(rows, columns))
         self.upwards = bool(product["y"].values[0] < product["y"].values[-1])
-        self.lines = self._place(_graticule(product["lat"].values, product["lon"].values, (rows, columns)))
+        degrees = (self._place(plane) for plane in _planes(product["lat"].values, product["lon"].values))
+        self.lines = _graticule(*degrees)
         self.minutes = [int(lead / np.timedelta64(60, "s")) for lead in product["lead_time"].values]
         self.valid = [_moment(time) for time in product["time"].values]
+        self.title = str(product.attrs["title"])
         self.issue = (
             f"from {_moment(product['init_time'].values):%Y-%m-%d %H:%M} UTC, "
             f"{product.attrs['rung']}, context {product.attrs['verdict']}"
@@ -106,24 +109,24 @@ class _Canvas:
     def draw(self, lead: int) -> Image.Image:
         """The mean at one lead, a palette image."""
         codes = self._codes(self.field.values[lead], _BREAKS[self.quantity])
-        return self._page(codes, f"{self.product.attrs['title']}, {self._units}", lead, _BREAKS[self.quantity])
+        return self._page(codes, self._units, lead, _BREAKS[self.quantity])
 
     def draw_probability(self, lead: int) -> Image.Image:
         """The probability of a telling threshold at one lead."""
         thresholds = self.product["threshold"].values
         index = int(np.abs(thresholds - _TELLING[self.quantity]).argmin())
         chance = self.product["probability_above_threshold"][index, lead].values
-        head = f"{self.product.attrs['title']}, probability of {thresholds[index]:g} {self._units}"
-        return self._page(self._codes(chance, _CHANCES), head, lead, _CHANCES)
+        what = f"probability of {thresholds[index]:g} {self._units}"
+        return self._page(self._codes(chance, _CHANCES), what, lead, _CHANCES)
 
     def draw_members(self, lead: int) -> Image.Image:
         """The first members at one lead, two by two."""
         fields = self.product[self.quantity][:_MEMBERS, lead].values
-        panels = [self._codes(field, _BREAKS[self.quantity]) for field in fields]
-        panels += [np.full_like(panels[0], _GREY)] * (-len(panels) % 2)
+        panels = [np.pad(self._codes(field, _BREAKS[self.quantity]), ((0, _GAP), (0, _GAP))) for field in fields]
+        panels += [np.zeros_like(panels[0])] * (-len(panels) % 2)
         rows = [np.hstack(panels[first : first + 2]) for first in range(0, len(panels), 2)]
-        head = f"{self.product.attrs['title']}, members 0 to {len(fields) - 1}, {self._units}"
-        return self._page(np.vstack(rows), head, lead, _BREAKS[self.quantity])
+        what = f"members 0 to {len(fields) - 1}, {self._units}"
+        return self._page(np.vstack(rows), what, lead, _BREAKS[self.quantity])
 
     @property
     def _units(self) -> str:
@@ -139,17 +142,18 @@ class _Canvas:
         codes[self.lines] = _LINE
         return codes
 
-    def _page(self, codes: Codes, head: str, lead: int, breaks: Sequence[float]) -> Image.Image:
+    def _page(self, codes: Codes, what: str, lead: int, breaks: Sequence[float]) -> Image.Image:
         page = Image.new("P", (max(codes.shape[1], _SHORTEST), codes.shape[0] + _HEADER + _FOOTER), 0)
         page.putpalette(_PALETTE)
         page.paste(Image.fromarray(codes), (0, _HEADER))
         pen = ImageDraw.Draw(page)
-        pen.text((6, 4), f"{head}: {self.valid[lead]:%H:%M} UTC (+{self.minutes[lead]} min)", _INK, _font())
-        pen.text((6, 22), self.issue, _INK, _font())
+        words = (f"{self.valid[lead]:%H:%M} UTC (+{self.minutes[lead]} min): {what}", self.issue, self.title)
+        for line, text in enumerate(words):
+            pen.text((6, 4 + 18 * line), text, _INK, _font())
         _scale(pen, page.width, codes.shape[0] + _HEADER + 4, breaks)
         return page
 
-    def _place(self, plane: NDArray[np.generic]) -> NDArray[np.generic]:
+    def _place(self, plane: NDArray[np.float32]) -> NDArray[np.float32]:
         """Every n-th cell, or every cell n times, north up."""
         plane = plane[:: self.stride, :: self.stride]
         plane = np.repeat(np.repeat(plane, self.zoom, axis=0), self.zoom, axis=1)
@@ -165,11 +169,17 @@ def _scale(pen: ImageDraw.ImageDraw, width: int, top: int, breaks: Sequence[floa
             pen.text((left, top + 13), f"{breaks[code - 1]:g}", _INK, _font(), anchor="ma")
 
 
-def _graticule(lat: NDArray[np.float32], lon: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Cells where a round meridian or parallel passes."""
-    if lat.ndim == 1:
-        lat, lon = np.broadcast_to(lat[:, None], shape), np.broadcast_to(lon[None, :], shape)
-    marks = np.zeros(shape, bool)
+def _planes(lat: NDArray[np.float32], lon: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Latitude and longitude (y, x), from either those or the axes of a latitude-longitude grid."""
+    if lat.ndim == 2:
+        return lat, lon
+    shape = (len(lat), len(lon))
+    return np.broadcast_to(lat[:, None], shape), np.broadcast_to(lon[None, :], shape)
+
+
+def _graticule(lat: NDArray[np.float32], lon: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Pixels where a round meridian or parallel passes."""
+    marks = np.zeros(lat.shape, bool)
     for degrees in (lat, lon):
         extent = float(np.nanmax(degrees) - np.nanmin(degrees))
         step = next((step for step in (0.1, 0.25, 0.5, 1, 2, 5, 10, 20) if extent / step <= 6), 30)
