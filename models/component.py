@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import CONFIG_FILE, CheckpointError, read_weights, write_files
 from models.configuration import CONFIG_VERSION
-from models.prediff.config import AlignmentConfig, AutoencoderConfig, DenoiserConfig
+from models.prediff.architecture import AlignmentConfig, AutoencoderConfig, DenoiserConfig
 from models.prediff.published import build
 
 ComponentConfig = AutoencoderConfig | DenoiserConfig | AlignmentConfig

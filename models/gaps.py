@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def fill_gaps(u: Tensor) -> Tensor:
-    """u (T, y, x) without NaN: each gap takes the latest earlier value of its cell, else the next later one, else 0."""
+    """u (T, ...) without NaN: each gap takes the latest earlier value of its cell, else the next later one, else 0."""
     for order in (range(1, u.shape[0]), range(u.shape[0] - 2, -1, -1)):
         step = 1 if order.step > 0 else -1
         frames = list(u.unbind(0))

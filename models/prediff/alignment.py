@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.earthformer.layers import PatchMerging3D, PosEmbed, to_frames
+from models.prediff.architecture import AlignmentConfig
 from models.prediff.blocks import Level, ResidualBlock, StepEmbedding, VolumeGroupNorm
-from models.prediff.config import AlignmentConfig
 from models.prediff.denoiser import beside_frames
 from models.prediff.initialise import initialise
 

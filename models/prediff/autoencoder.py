@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.earthformer.layers import from_frames, to_frames
+from models.prediff.architecture import AutoencoderConfig
 from models.prediff.blocks import safe_for_group_norm
-from models.prediff.config import AutoencoderConfig
 
 _LOGVAR_RANGE = (-30.0, 20.0)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.earthformer.blocks import BlockSettings, StackCuboidSelfAttentionBlock
 from models.earthformer.execution import TwoPathModule
-from models.prediff.config import BackboneConfig
+from models.prediff.architecture import BackboneConfig
 
 
 def sinusoid(step: Tensor, width: int) -> Tensor:

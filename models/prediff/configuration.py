@@ -7,8 +7,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.configuration import CONFIG_VERSION, ForecasterConfig
+from models.prediff.architecture import PreDiffArchitecture
 from models.prediff.calibration import ReadingCalibration
-from models.prediff.config import PreDiffArchitecture
 from models.prediff.constraints import AnyConstraint, AverageIntensity
 from models.prediff.intensity_estimator import IntensityEstimatorConfig
 from models.prediff.objective import ObjectiveKind

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.earthformer.layers import PatchMerging3D, PosEmbed, Upsample3DLayer
+from models.prediff.architecture import DenoiserConfig
 from models.prediff.blocks import Level, ResidualBlock, StepEmbedding
-from models.prediff.config import DenoiserConfig
 from models.prediff.initialise import initialise
 
 

@@ -16,6 +16,7 @@ from models.anchor import anchor_frames
 from models.baselines import check_context, check_request
 from models.gaps import fill_gaps
 from models.prediff.configuration import PreDiffConfig
+from models.prediff.context import KnownContext, known_context
 from models.prediff.guidance import CalibratedGuidance
 from models.prediff.intensity_estimator import AnticipatedIntensity
 from models.prediff.network import PreDiffNetwork
@@ -127,7 +128,7 @@ class PreDiffForecaster:
         check_context(context, self.t_in)
         u = self.config.transform.forward(torch.from_numpy(np.ascontiguousarray(context)).to(self.device))
         with torch.no_grad():
-            return self._anticipate(u)
+            return self._anticipate(known_context(u, self.config.constraint, self.config.context_frames))
 
     def anchor_forecast(self, context: Fields) -> Tensor | None:
         """What members are drawn around: (T_out, y, x), network space, without gaps; None without an anchor."""
@@ -153,24 +154,20 @@ class PreDiffForecaster:
     def _known(self, context: Fields, u: Tensor) -> _Known:
         config = self.config
         tiles = LatentTiles.of_grid((u.shape[1], u.shape[2]), config.patch, config.architecture.autoencoder.downscale)
-        newest = fill_gaps(u)[-config.context_frames :]
+        told = known_context(u, config.constraint, config.context_frames)
         anchor = self.anchor_forecast(context)
         return _Known(
-            context=self._encode(newest, tiles),
+            context=self._encode(told.frames, tiles),
             anchor=None if anchor is None else self._encode(anchor, tiles),
             tiles=tiles,
-            anticipated=self._anticipate(u),
+            anticipated=self._anticipate(told),
         )
 
     def _encode(self, frames: Tensor, tiles: LatentTiles) -> Tensor:
         return tiles.encode(self.network.encode, tiles.pad(frames[None, ..., None].contiguous()))
 
-    def _anticipate(self, u: Tensor) -> AnticipatedIntensity:
-        frames = u[None, -self.config.context_frames :, ..., None]
-        values = self.config.constraint.values(frames)
-        anticipated: AnticipatedIntensity = self.network.estimator(
-            fill_gaps(frames[0, ..., 0])[None, ..., None], values
-        )
+    def _anticipate(self, told: KnownContext) -> AnticipatedIntensity:
+        anticipated: AnticipatedIntensity = self.network.estimator(told.frames[None, ..., None], told.values[None])
         return anticipated
 
     def _draw(self, known: _Known, members: Sequence[int], seed: int) -> Tensor:

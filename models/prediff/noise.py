@@ -1,4 +1,4 @@
-"""Where the randomness of a sample comes from: each member has its own noise, whoever else is in the batch."""
+"""Noise and quantiles that belong to a member: the same whoever else is in the batch."""
 
 from __future__ import annotations
 
@@ -19,31 +19,6 @@ class NoiseSource(Protocol):
     def draw(self, index: int, shape: Shape, device: torch.device) -> Tensor:
         """Noise (B, T, h, w, C) float32; `index` 0 starts the sample, k > 0 is what sampling step k adds."""
         ...
-
-
-class MemberNoise:
-    """Noise as a function of seed, member and step: on every device, in every batch, the same for the same member."""
-
-    def __init__(self, seed: int, members: Sequence[int]) -> None:
-        if not members:
-            raise ValueError("expected at least one member")
-        self.seed = seed
-        self.members = tuple(members)
-
-    def draw(self, index: int, shape: Shape, device: torch.device) -> Tensor:
-        """Noise of `shape` (B, T, h, w, C), where B is the number of members; drawn on the CPU.
-
-        Raises:
-            ValueError: a batch of another size.
-        """
-        if shape[0] != len(self.members):
-            raise ValueError(f"expected a batch of {len(self.members)} members; got {shape[0]}")
-        return torch.stack([self._one(member, index, shape[1:]) for member in self.members]).to(device)
-
-    def _one(self, member: int, index: int, shape: Shape) -> Tensor:
-        state = np.random.SeedSequence((self.seed, member, index)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-        return torch.randn(shape, generator=generator)
 
 
 def member_quantiles(seed: int, members: Sequence[int]) -> Tensor:

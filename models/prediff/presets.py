@@ -10,7 +10,7 @@ from torch import nn
 
 from models.configuration import ForecasterConfig
 from models.earthformer.execution import Execution, set_execution
-from models.prediff.config import AutoencoderConfig, PreDiffArchitecture
+from models.prediff.architecture import AutoencoderConfig, PreDiffArchitecture
 from models.prediff.configuration import PreDiffAnchor, PreDiffConfig
 from models.prediff.intensity_estimator import IntensityEstimatorConfig
 from models.prediff.objective import ObjectiveKind

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from models.earthformer.attention import CuboidSelfAttentionLayer
 from models.earthformer.cuboids import relative_position_index
 from models.prediff.alignment import AlignmentNetwork
+from models.prediff.architecture import AlignmentConfig, AutoencoderConfig, DenoiserConfig
 from models.prediff.autoencoder import FrameAutoencoder
-from models.prediff.config import AlignmentConfig, AutoencoderConfig, DenoiserConfig
 from models.prediff.denoiser import LatentDenoiser
 
 PublishedName = Literal["vae", "denoiser", "alignment"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models.prediff.config import AlignmentConfig, AutoencoderConfig, DenoiserConfig
+from models.prediff.architecture import AlignmentConfig, AutoencoderConfig, DenoiserConfig
 
 Arguments = Mapping[str, Any]
 # Arguments with one value that is built; global vectors are in no published PreDiff.

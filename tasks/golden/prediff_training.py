@@ -20,7 +20,6 @@ from models.prediff.autoencoder_losses import (
 )
 from models.prediff.denoiser import LatentDenoiser
 from models.prediff.discriminator import PatchDiscriminator
-from models.prediff.ema import WeightAverage
 from models.prediff.objective import DiffusionLoss, DiffusionObjective
 from models.prediff.published import our_name
 from models.prediff.schedule import mix
@@ -29,7 +28,7 @@ from tasks.golden.earthformer import case_name
 from tasks.golden.prediff_diffusion import Figures, Pairs, compare, sibling, tensor_names
 from tasks.golden.prediff_networks import SINGLE
 from tasks.golden.prediff_recipe import weight
-from tasks.training.optimisation import reference_rate
+from tasks.training.optimisation import MovingAverage, reference_rate
 
 _AVERAGES = re.compile(r"shadow_weight_after_each_of_(\d+)_updates")
 
@@ -240,10 +239,10 @@ def _average_pairs(golden: Figures) -> Pairs:
     (name,) = (name for name in golden if _AVERAGES.fullmatch(name))
     network = nn.Linear(1, 1, bias=False)
     network.weight = nn.Parameter(golden["param0"].clone())
-    average = WeightAverage(network)
+    average = MovingAverage(network)
     for update, expected in enumerate(golden[name], start=1):
         network.weight.data += 0.1 * update
-        average.update(network)
+        average.update(network, update)
         yield f"average after update {update}", average.weights["weight"], expected
 
 

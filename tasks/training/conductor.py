@@ -113,8 +113,8 @@ class Conductor:
         """After a whole step: average, log, validate, keep, stop."""
         if (batch_idx + 1) % self.config.accumulate:
             return
-        self.average.update(pl_module.network, self.progress.step)
         self._advance(step=self.progress.step + 1)
+        self.average.update(pl_module.network, self.progress.step)
         step = self.progress.step
         if step % LOG_EVERY == 0:
             self._log({"train/loss": float(outputs["loss"]), **self._rates(trainer)}, trainer)

@@ -66,16 +66,24 @@ def reference_rate(step: int, total: int, *, base: float, warmup: float = 0.2, f
 
 
 class MovingAverage:
-    """Exponential moving average of the weights, itself warming up so that early averages are not the random start."""
+    """Exponential moving average of the weights, itself warming up so that early averages are not the random start.
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    Update n, counted from 1, keeps min(decay, (1 + n) / (10 + n)) of the average.
+
+    Raises:
+        ValueError: a decay with which it would never move.
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.9999) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"expected 0 <= decay < 1; got {decay}")
         self.decay = decay
         self.weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Move towards the weights after update `step` (0-based)."""
-        pull = 1.0 - min(self.decay, (1.0 + step) / (10.0 + step))
+    def update(self, network: nn.Module, updates: int) -> None:
+        """Move towards the live weights after `updates` steps of the optimiser (not of micro-batches)."""
+        pull = 1.0 - min(self.decay, (1.0 + updates) / (10.0 + updates))
         live = network.state_dict()
         moving = [name for name, value in self.weights.items() if value.is_floating_point()]
         torch._foreach_lerp_([self.weights[n] for n in moving], [live[n] for n in moving], pull)
@@ -85,6 +93,13 @@ class MovingAverage:
         self.weights = {name: value.to(device) for name, value in self.weights.items()}
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take over saved averages."""
+        """Take over saved averages.
+
+        Raises:
+            ValueError: names other than this network's.
+        """
+        if set(weights) != set(self.weights):
+            odd = sorted(set(weights) ^ set(self.weights))
+            raise ValueError(f"expected averages of the same parameters; these differ: {', '.join(odd[:5])}")
         for name, value in weights.items():
             self.weights[name].copy_(value)

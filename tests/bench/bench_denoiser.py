@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.earthformer.execution import executed
-from models.prediff.config import DenoiserConfig
+from models.prediff.architecture import DenoiserConfig
 from models.prediff.presets import preset
 from models.prediff.published import build
 

@@ -1,9 +1,10 @@
-"""Tiny PreDiff checkpoints with random weights, contexts for them, and rungs of ensembles without a network."""
+"""Tiny PreDiff checkpoints with random weights, contexts for them, and ensembles without a network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ import torch
 from numpy.typing import NDArray
 
 from builders.networks import small_architecture, small_config
+from infra.settings import Domain
 from models.configuration import ForecasterConfig
-from models.prediff.config import AutoencoderConfig, PreDiffArchitecture
+from models.prediff.architecture import AutoencoderConfig, PreDiffArchitecture
 from models.prediff.configuration import PreDiffConfig
 from models.prediff.forecaster import PreDiffForecaster
 from models.prediff.network import PreDiffNetwork
 from models.prediff.presets import preset
 from models.prediff.samplers import SamplerConfig
 from tasks.forecasting.adaptation import Needs
+from tasks.forecasting.context import Context
 from tasks.forecasting.ensemble import EnsembleCost, Ensembles
-from tasks.forecasting.ladder import ModelIdentity, Rung
+from tasks.forecasting.ladder import Forecast, ModelIdentity, Rung, baseline_rung, run_ladder
 
 Fields = NDArray[np.float32]
 RAIN_FLOOR = 0.0  # dry, network space
@@ -126,3 +129,16 @@ def drawn_rung(change: Callable[[Fields], Fields] = lambda values: values) -> Ru
     """A rung whose ensembles are made without a network; 8 members of 10 steps are expected to take 89 s."""
     ensembles = Ensembles(steps=10, sampler="euler", least_steps=4, least_members=2, cost=EnsembleCost(1.0, 1.0, 1.0))
     return Rung("prediff", lambda: Drawn(change), ModelIdentity("m"), Needs(5), ensembles=ensembles)
+
+
+def drawn(context: Context, domain: Domain, rung: Rung, intensity: float | None = None, members: int = 6) -> Forecast:
+    """The ensemble of a rung above extrapolation."""
+    rungs = [rung, baseline_rung("extrapolation", context, domain)]
+    hour = timedelta(hours=1)
+    return run_ladder(context, rungs, domain, deadline=hour, seed=0, members=members, intensity=intensity)
+
+
+def lost(values: Fields) -> Fields:
+    """One member is not known anywhere."""
+    values[2] = np.nan
+    return values

@@ -9,9 +9,9 @@ from torch import Tensor
 from builders.diffusion import CONTEXT, SHAPE, gaussian_world, objective
 from models.prediff.calibration import ReadingCalibration, calibrate_reading
 from models.prediff.guidance import CalibratedGuidance
-from models.prediff.noise import MemberNoise
 from models.prediff.samplers import LatentSampler, SamplerConfig
 from models.prediff.schedule import DiffusionSchedule
+from models.prediff.tiles import CellNoise
 
 WORLD = gaussian_world()
 SCHEDULE = DiffusionSchedule()
@@ -51,7 +51,7 @@ def test_calibrated_targets_are_met_at_the_end_and_not_enforced_on_blurred_predi
     goal = torch.linspace(0.2, 0.5, members)
     guidance = CalibratedGuidance(rain, SCHEDULE, goal, calibration=calibration)
     sampler = LatentSampler(WORLD.denoise(rule), rule, SamplerConfig(steps=10))
-    z = sampler.sample(CONTEXT, SHAPE, MemberNoise(0, range(members)), members, guidance=guidance)
+    z = sampler.sample(CONTEXT, SHAPE, CellNoise(0, range(members)), members, guidance=guidance)
     reached = rain(z, torch.zeros(members)).mean(dim=(1, 2))
     torch.testing.assert_close(reached, goal, rtol=0.05, atol=0.02)
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from builders.diffusion import CONTEXT, SHAPE, gaussian_world, objective
 from models.prediff.guidance import CalibratedGuidance, Guidance, ShiftGuidance, as_trained
-from models.prediff.noise import MemberNoise, member_quantiles
+from models.prediff.noise import member_quantiles
 from models.prediff.samplers import LatentSampler, SamplerConfig
 from models.prediff.schedule import DiffusionSchedule
+from models.prediff.tiles import CellNoise
 
 WORLD = gaussian_world()
 SCHEDULE = DiffusionSchedule()
@@ -28,7 +29,7 @@ def calibrated(n: float | Tensor, **settings: float) -> CalibratedGuidance:
 def draw(guidance: Guidance | None, kind: str = "noise", method: str = "dpmpp2m", steps: int = 10) -> Tensor:
     rule = objective(kind)
     config = SamplerConfig(method=method, steps=steps)  # type: ignore[arg-type]
-    noise = MemberNoise(3, range(MEMBERS))
+    noise = CellNoise(3, range(MEMBERS))
     return LatentSampler(WORLD.denoise(rule), rule, config).sample(CONTEXT, SHAPE, noise, MEMBERS, guidance=guidance)
 
 
@@ -60,7 +61,7 @@ def test_a_thousand_ancestral_steps_meet_the_target_too() -> None:
     rule, members = objective(), 16
     sampler = LatentSampler(WORLD.denoise(rule), rule, SamplerConfig(method="ddpm", steps=1000))
     guidance = CalibratedGuidance(WORLD.estimate(SCHEDULE), SCHEDULE, target(4.0)[:members])
-    reached = departure(sampler.sample(CONTEXT, SHAPE, MemberNoise(3, range(members)), members, guidance=guidance))
+    reached = departure(sampler.sample(CONTEXT, SHAPE, CellNoise(3, range(members)), members, guidance=guidance))
     torch.testing.assert_close(reached, torch.full_like(reached, 4.0), rtol=0, atol=0.02)
 
 
@@ -85,10 +86,10 @@ def test_each_sample_is_guided_on_its_own() -> None:
     goal = WORLD.quantity_mean + n * WORLD.quantity_std
     estimate = WORLD.estimate(SCHEDULE)
     together = sampler.sample(
-        CONTEXT, SHAPE, MemberNoise(1, range(5)), 5, guidance=CalibratedGuidance(estimate, SCHEDULE, goal)
+        CONTEXT, SHAPE, CellNoise(1, range(5)), 5, guidance=CalibratedGuidance(estimate, SCHEDULE, goal)
     )
     alone = sampler.sample(
-        CONTEXT, SHAPE, MemberNoise(1, [2]), 1, guidance=CalibratedGuidance(estimate, SCHEDULE, goal[2:3])
+        CONTEXT, SHAPE, CellNoise(1, [2]), 1, guidance=CalibratedGuidance(estimate, SCHEDULE, goal[2:3])
     )
     torch.testing.assert_close(together[2:3], alone, rtol=0, atol=1e-5)
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from builders.diffusion import CONTEXT, DIM, SHAPE, gaussian_world, objective
-from models.prediff.noise import MemberNoise, member_quantiles
+from models.prediff.noise import member_quantiles
 from models.prediff.samplers import LatentSampler, SamplerConfig, SamplingStep, default_sampler
 from models.prediff.schedule import DiffusionSchedule
 from models.prediff.solvers import AncestralSolver, build_solver
+from models.prediff.tiles import CellNoise
 
 WORLD = gaussian_world()
 MEMBERS = 1024
@@ -20,7 +21,7 @@ def draw(kind: str, method: str, steps: int, members: int = MEMBERS) -> Tensor:
     rule = objective(kind)
     config = SamplerConfig(method=method, steps=steps)  # type: ignore[arg-type]
     sampler = LatentSampler(WORLD.denoise(rule), rule, config)
-    return sampler.sample(CONTEXT, SHAPE, MemberNoise(3, range(members)), members)
+    return sampler.sample(CONTEXT, SHAPE, CellNoise(3, range(members)), members)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_where_paths_are_straight_any_number_of_steps_is_exact(method: str, step
         return (z - point) / sigma[0].float()
 
     sampler = LatentSampler(flow, rule, SamplerConfig(method=method, steps=steps))  # type: ignore[arg-type]
-    z = sampler.sample(CONTEXT, SHAPE, MemberNoise(0, range(2)), 2)
+    z = sampler.sample(CONTEXT, SHAPE, CellNoise(0, range(2)), 2)
     torch.testing.assert_close(z, point.expand(2, *SHAPE), rtol=0, atol=1e-5)
 
 
@@ -72,21 +73,21 @@ def test_a_member_is_the_same_in_every_batch(kind: str, method: str) -> None:
     rule = objective(kind)
     config = SamplerConfig(method=method, steps=10)  # type: ignore[arg-type]
     sampler = LatentSampler(WORLD.denoise(rule), rule, config)
-    together = sampler.sample(CONTEXT, SHAPE, MemberNoise(9, range(5)), 5)
-    alone = sampler.sample(CONTEXT, SHAPE, MemberNoise(9, [3]), 1)
+    together = sampler.sample(CONTEXT, SHAPE, CellNoise(9, range(5)), 5)
+    alone = sampler.sample(CONTEXT, SHAPE, CellNoise(9, [3]), 1)
     torch.testing.assert_close(together[3:4], alone)
-    other = sampler.sample(CONTEXT, SHAPE, MemberNoise(10, [3]), 1)
+    other = sampler.sample(CONTEXT, SHAPE, CellNoise(10, [3]), 1)
     assert not torch.allclose(other, alone)
 
 
 def test_noise_differs_between_members_and_steps_and_not_between_calls() -> None:
-    source, cpu = MemberNoise(1, [0, 1]), torch.device("cpu")
-    first, second = source.draw(0, (2, 4, 5), cpu), source.draw(1, (2, 4, 5), cpu)
+    source, cpu = CellNoise(1, [0, 1]), torch.device("cpu")
+    first, second = source.draw(0, (2, *SHAPE), cpu), source.draw(1, (2, *SHAPE), cpu)
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first, second)
-    assert torch.equal(first, source.draw(0, (2, 4, 5), cpu))
+    assert torch.equal(first, source.draw(0, (2, *SHAPE), cpu))
     with pytest.raises(ValueError, match="batch of 2 members; got 3"):
-        source.draw(0, (3, 4, 5), cpu)
+        source.draw(0, (3, *SHAPE), cpu)
 
 
 def test_ancestral_sampling_is_that_of_diffusers_with_its_own_noise() -> None:
@@ -136,7 +137,7 @@ def test_one_context_serves_all_members_and_each_step_is_seen() -> None:
         return torch.zeros_like(z)
 
     config = SamplerConfig(steps=3)
-    z = LatentSampler(denoise, rule, config).sample(CONTEXT, SHAPE, MemberNoise(0, range(4)), 4, observe=seen.append)
+    z = LatentSampler(denoise, rule, config).sample(CONTEXT, SHAPE, CellNoise(0, range(4)), 4, observe=seen.append)
     assert contexts == [(4, *CONTEXT.shape[1:])] * 3
     assert [step.t for step in seen] == [999, 666, 332]
     assert torch.equal(seen[-1].z_next, z)
@@ -154,7 +155,7 @@ def test_the_network_runs_in_bfloat16_and_the_latents_stay_float32() -> None:
 
     for bf16, expected in ((True, torch.bfloat16), (False, torch.float32)):
         sampler = LatentSampler(denoise, rule, SamplerConfig(steps=2, bf16=bf16))
-        assert sampler.sample(CONTEXT, SHAPE, MemberNoise(0, [0]), 1).dtype == torch.float32
+        assert sampler.sample(CONTEXT, SHAPE, CellNoise(0, [0]), 1).dtype == torch.float32
         assert seen[-1] == expected
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from infra.settings import Settings
 from models.earthformer.execution import executed
+from models.prediff.architecture import AlignmentConfig, AutoencoderConfig, DenoiserConfig, PreDiffArchitecture
 from models.prediff.autoencoder import FrameAutoencoder
 from models.prediff.blocks import ResidualBlock, VolumeGroupNorm, sinusoid
-from models.prediff.config import AlignmentConfig, AutoencoderConfig, DenoiserConfig, PreDiffArchitecture
 from models.prediff.denoiser import LatentDenoiser, mark_frames
 from models.prediff.presets import preset, preset_names, summarise
 from models.prediff.published import (

@@ -19,7 +19,7 @@ from models.checkpoint import CheckpointError, load_checkpoint
 from models.component import load_component
 from models.configuration import build_network
 from models.prediff import published as prediff
-from models.prediff.config import AlignmentConfig, AutoencoderConfig, DenoiserConfig
+from models.prediff.architecture import AlignmentConfig, AutoencoderConfig, DenoiserConfig
 from models.published import PublishedModel, import_weights, published_model, published_names
 
 # Names, shapes and how many of them, as published (sorted lines "name 1x2x3"), index buffers included.

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from builders.training import drifting_rain, write
@@ -87,6 +88,59 @@ def test_latents_hold_what_the_autoencoder_says_of_each_window(
     torch.testing.assert_close(found.context, mean[:, :4], atol=2e-3, rtol=2e-3)
     observed = np.nanmean(network.config.transform.forward(fields)[:, 4:], axis=(2, 3))
     np.testing.assert_allclose(found.values[..., 0].numpy(), observed, rtol=1e-5)
+
+
+class Holed(SampleSource):
+    """Samples of which some frames, and one cell of the newest observed frame, were not observed."""
+
+    missing: tuple[int, ...] = ()
+
+    def reader(self):  # type: ignore[no-untyped-def, override]
+        whole, missing = super().reader(), list(self.missing)
+
+        class Reading:
+            def read(self, windows: object) -> NDArray[np.float32]:
+                fields = whole.read(windows)  # type: ignore[arg-type]
+                fields[:, missing] = np.nan
+                fields[:, 3, 5, 5] = np.nan
+                return fields
+
+        return Reading()
+
+
+def test_a_gap_in_the_context_is_neither_dry_nor_filled_from_the_future(
+    network: PreDiffNetwork, data: TrainingData, tmp_path: Path
+) -> None:
+    whole, holed = SampleSource(data, SPEC), Holed(data, SPEC)
+    holed.missing = (1, 2)
+    windows = choose_windows(whole, 0, 8)
+    fields = whole.reader().read(windows)
+    found = build_latents(network.config, network, holed, tmp_path, windows, "train")
+    seen = fields[:, :4].copy()
+    seen[:, [1, 2]] = seen[:, [0, 0]]  # as of the frame before, also where the newest has a hole
+    seen[:, 3, 5, 5] = seen[:, 0, 5, 5]
+    u = network.config.transform.forward(torch.from_numpy(seen))
+    with torch.no_grad():
+        mean, _ = network.autoencoder.encode_sequence(torch.nan_to_num(u)[..., None])
+    torch.testing.assert_close(found.context, mean, atol=2e-3, rtol=2e-3)
+    assert float(found.known.min()) > 0.0
+    torch.testing.assert_close(found.known[:, 1], found.known[:, 0])
+    torch.testing.assert_close(found.known[:, 2], found.known[:, 0])
+
+
+def test_service_sees_of_a_holed_context_what_training_saw(
+    network: PreDiffNetwork, data: TrainingData, tmp_path: Path
+) -> None:
+    holed = Holed(data, SPEC)
+    holed.missing = (1, 2)
+    windows = choose_windows(holed, 0, 3)
+    found = build_latents(network.config, network, holed, tmp_path, windows, "train")
+    forecaster = PreDiffForecaster(network.config, network)
+    with torch.no_grad():
+        trained = network.estimator(found.frames, found.known)
+    for number, fields in enumerate(holed.reader().read(windows)):
+        served = forecaster.anticipate(fields[:4])
+        torch.testing.assert_close(served.mean[0], trained.mean[number], atol=2e-3, rtol=2e-3)
 
 
 def test_an_interrupted_encoding_goes_on_and_a_whole_one_is_only_read(

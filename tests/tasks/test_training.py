@@ -358,8 +358,8 @@ def test_the_average_of_constant_weights_is_those_weights_and_it_forgets_the_sta
     average = MovingAverage(network, 0.9)
     with torch.no_grad():
         network.weight.fill_(2.0)
-    for step in range(300):
-        average.update(network, step)
+    for updates in range(1, 301):
+        average.update(network, updates)
     torch.testing.assert_close(average.weights["weight"], network.weight.detach())
 
 

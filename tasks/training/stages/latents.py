@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from models.gaps import fill_gaps
 from models.prediff.configuration import PreDiffConfig
+from models.prediff.context import known_context
 from models.prediff.forecaster import PreDiffForecaster
 from models.prediff.network import PreDiffNetwork
 from tasks.training.sample_set import Reader, SampleSet
@@ -40,7 +41,7 @@ class LatentSet:
         future_std: (n, T_out, h, w, c) posterior standard deviation of it.
         anchor: (n, T_out, h, w, c) posterior mean of the anchor's forecast; None without an anchor.
         frames: (n, context_frames, y, x, 1) newest observed frames, network space, at most 32 cells a side.
-        known: (n, context_frames, 1) the constraint's value of these frames.
+        known: (n, context_frames, 1) the constraint's value of these frames; of one not observed, the one before it.
         values: (n, T_out, 1) the constraint's value of what came; NaN where nothing was observed.
     """
 
@@ -97,16 +98,15 @@ class _Encoder:
         """Arrays of `windows`, batch first."""
         config, fields = self.config, self.reader.read(windows)
         u = config.transform.forward(torch.from_numpy(fields))
-        newest = slice(config.t_in - config.context_frames, config.t_in)
-        values = config.constraint.values(u[..., None])
-        filled = torch.stack([fill_gaps(window) for window in u])[..., None]
+        told = [known_context(window[: config.t_in], config.constraint, config.context_frames) for window in u]
+        newest = torch.stack([one.frames for one in told])
         found: dict[str, Tensor] = {
-            "context": self._mean(filled[:, newest]),
-            "frames": F.adaptive_avg_pool2d(filled[:, newest, :, :, 0], _pooled_size(u.shape[2:]))[..., None],
-            "known": torch.nan_to_num(values[:, newest]),
-            "values": values[:, config.t_in :],
+            "context": self._mean(newest[..., None]),
+            "frames": F.adaptive_avg_pool2d(newest, _pooled_size(u.shape[2:]))[..., None],
+            "known": torch.stack([one.values for one in told]),
+            "values": config.constraint.values(u[:, config.t_in :, ..., None]),
         }
-        mean, logvar = self._moments(filled[:, config.t_in :])
+        mean, logvar = self._moments(torch.stack([fill_gaps(window)[config.t_in :] for window in u])[..., None])
         found |= {"future": mean, "future_std": torch.exp(0.5 * logvar)}
         if config.anchor != "none":
             found["anchor"] = self._mean(self._anchors(fields[:, : config.t_in])[..., None])

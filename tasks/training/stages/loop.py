@@ -147,8 +147,8 @@ class _Conducting(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Average, log, validate, keep, stop."""
         config = pl_module.config
-        self.average.update(pl_module.parts.trained, self.progress.step)
         self.progress = replace(self.progress, step=self.progress.step + 1)
+        self.average.update(pl_module.parts.trained, self.progress.step)
         step = self.progress.step
         if step % LOG_EVERY == 0 and self.log_ is not None:
             loss = outputs["loss"] if isinstance(outputs, dict) else outputs
