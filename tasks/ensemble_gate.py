@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from infra.settings import Domain, Settings
-from infra.tracking import ModelMissing, Tracking
-from tasks.contenders import device_of, line_up
+from infra.tracking import ModelMissing, Tracking, TrackingUnavailable
+from tasks.contenders import device_of, line_up, load_networks
 from tasks.learning import Fitted, cut_samples
 from tasks.rungs import RANK_TAG, find_champion, registered_name
 from tasks.training.data import TrainingData
@@ -30,7 +30,9 @@ def compare_ensemble_models(
     windows: int = JUDGED_WINDOWS,
     members: int = MEMBERS,
 ) -> EnsembleVerdict:
-    """Judge the challenger beside the champion, its own anchor dressed with residuals, STEPS and both baselines.
+    """Judge the challenger beside the champion, an Earthformer dressed with its residuals, STEPS and both baselines.
+
+    The Earthformer is the challenger's own anchor, else the domain's champion; without either it is left out.
 
     Args:
         domain: Its thresholds and registered models.
@@ -51,10 +53,10 @@ def compare_ensemble_models(
     samples = cut_samples(data, fitted.spec)
     challenger = load_forecaster(fitted.checkpoint, device_of(settings))
     networks: dict[str, Forecaster] = {"challenger": challenger}
-    anchor = _anchor_of(challenger)
-    if anchor is not None:
-        networks["earthformer"] = anchor
-    rivals = [name for name in _RIVALS if name != "dressed" or anchor is not None]
+    earthformer = _anchor_of(challenger) or _champion_earthformer(domain, settings, data, fitted)
+    if earthformer is not None:
+        networks["earthformer"] = earthformer
+    rivals = [name for name in _RIVALS if name != "dressed" or earthformer is not None]
     forecasters = line_up(["challenger", *rivals], networks, samples)
     lost = _add_champion(forecasters, domain, settings, fitted)
     chosen = samples.held_out("test", windows, wet=True)
@@ -82,6 +84,20 @@ def _anchor_of(challenger: object) -> Forecaster | None:
         return None
     inner, network = challenger.config.anchor_model, challenger.network.anchor
     return None if inner is None or network is None else NetworkForecaster(inner, network, device=challenger.device)
+
+
+def _champion_earthformer(
+    domain: Domain, settings: Settings, data: TrainingData | Sequences, fitted: Fitted
+) -> Forecaster | None:
+    """The domain's best deterministic model, where there is one for these windows."""
+    from models.forecaster import NetworkForecaster
+
+    try:
+        found = load_networks(["earthformer"], domain, settings, data.info)["earthformer"]
+    except (ModelMissing, TrackingUnavailable, ValueError, OSError):
+        return None
+    fits = found.t_in <= fitted.spec.t_in and found.t_out >= fitted.spec.t_out
+    return found if fits and isinstance(found, NetworkForecaster) else None
 
 
 def _add_champion(
