@@ -44,44 +44,45 @@ def train(
     settings = running_settings()
     place = load_domain(domain, settings)
     print(f"training for {domain}: {reason}")
-    request = steps.flow_run_id()
-    resume = resume or steps.find_begun(settings, domain, request)
-    if resume is not None:
-        print(f"going on with {resume}")
-        told = find_interrupted(settings, resume)
-        preset, seed, as_of, max_steps = told.preset, told.seed, told.archive_snapshot, told.max_steps
-    data = steps.sample_data(place, settings, as_of)
-    limit = parse_duration(budget) if budget else None
-    fitted = steps.fit_model(
-        place,
-        settings,
-        data,
-        preset=preset,
-        budget=limit,
-        max_steps=max_steps,
-        from_model=from_model,
-        resume=resume,
-        request=request,
-        window=window,
-        seed=seed,
-    )
-    verdict = steps.compare_models(place, settings, data, fitted)
-    version = steps.promote_model(settings, fitted, verdict)
-    if verdict.promote:
-        steps.announce("model.promoted", domain, model=fitted.name, version=fitted.version, reason=verdict.reason)
-    steps.show_training(domain, fitted, verdict)
-    return {
-        "domain": domain,
-        "model": fitted.name,
-        "version": fitted.version,
-        "aliases": list(version.aliases),
-        "promoted": verdict.promote,
-        "verdict": verdict.reason,
-        "against_extrapolation": str(verdict.against_extrapolation),
-        "ladder_rank": verdict.ladder_rank,
-        "steps": fitted.steps,
-        "seconds": fitted.seconds,
-        "stopped_because": fitted.stopped_because,
-        "archive_snapshot": data.info.archive_snapshot,
-        "run": fitted.run_link,
-    }
+    with steps.in_turn(settings, f"train/{domain}"):
+        request = steps.flow_run_id()
+        resume = resume or steps.find_begun(settings, domain, request)
+        if resume is not None:
+            print(f"going on with {resume}")
+            told = find_interrupted(settings, resume)
+            preset, seed, as_of, max_steps = told.preset, told.seed, told.archive_snapshot, told.max_steps
+        data = steps.sample_data(place, settings, as_of)
+        limit = parse_duration(budget) if budget else None
+        fitted = steps.fit_model(
+            place,
+            settings,
+            data,
+            preset=preset,
+            budget=limit,
+            max_steps=max_steps,
+            from_model=from_model,
+            resume=resume,
+            request=request,
+            window=window,
+            seed=seed,
+        )
+        verdict = steps.compare_models(place, settings, data, fitted)
+        version = steps.promote_model(settings, fitted, verdict)
+        if verdict.promote:
+            steps.announce("model.promoted", domain, model=fitted.name, version=fitted.version, reason=verdict.reason)
+        steps.show_training(domain, fitted, verdict)
+        return {
+            "domain": domain,
+            "model": fitted.name,
+            "version": fitted.version,
+            "aliases": list(version.aliases),
+            "promoted": verdict.promote,
+            "verdict": verdict.reason,
+            "against_extrapolation": str(verdict.against_extrapolation),
+            "ladder_rank": verdict.ladder_rank,
+            "steps": fitted.steps,
+            "seconds": fitted.seconds,
+            "stopped_because": fitted.stopped_because,
+            "archive_snapshot": data.info.archive_snapshot,
+            "run": fitted.run_link,
+        }

@@ -43,47 +43,48 @@ def train_prediff(
     settings = running_settings()
     place = load_domain(domain, settings)
     print(f"training {preset} for {domain}: {reason}")
-    data = steps.sample_data(place, settings, as_of)
-    limit = parse_duration(budget) if budget else None
-    plan = steps.plan_prediff(
-        place,
-        settings,
-        data,
-        preset=preset,
-        budget=limit,
-        max_steps=max_steps,
-        from_model=from_model,
-        resume=resume,
-        stage=stage,
-        request=steps.flow_run_id(),
-        train_windows=windows,
-        seed=seed,
-    )
-    first = steps.fit_autoencoder(place, settings, data, plan)
-    steps.encode_windows(place, settings, data, plan)
-    if settings.device == "cuda":  # both fit on one card beside each other; two CPU cores are better used in turn
-        waiting = steps.fit_alignment.submit(place, settings, data, plan)
-        results = (first, steps.fit_denoiser(place, settings, data, plan), waiting.result())
-    else:
-        second = steps.fit_denoiser(place, settings, data, plan)
-        results = (first, second, steps.fit_alignment(place, settings, data, plan))
-    fitted = steps.assemble_prediff(place, settings, data, plan, results)
-    verdict = steps.compare_ensemble_models(place, settings, data, fitted)
-    version = steps.promote_model(settings, fitted, verdict)
-    if verdict.promote:
-        steps.announce("model.promoted", domain, model=fitted.name, version=fitted.version, reason=verdict.reason)
-    steps.show_training(domain, fitted, verdict)
-    return {
-        "domain": domain,
-        "model": fitted.name,
-        "version": fitted.version,
-        "aliases": list(version.aliases),
-        "promoted": verdict.promote,
-        "verdict": verdict.reason,
-        "against_extrapolation": str(verdict.against_extrapolation),
-        "ladder_rank": verdict.ladder_rank,
-        "steps": fitted.steps,
-        "seconds": fitted.seconds,
-        "archive_snapshot": plan.archive_snapshot,
-        "run": fitted.run_link,
-    }
+    with steps.in_turn(settings, f"train-prediff/{domain}"):
+        data = steps.sample_data(place, settings, as_of)
+        limit = parse_duration(budget) if budget else None
+        plan = steps.plan_prediff(
+            place,
+            settings,
+            data,
+            preset=preset,
+            budget=limit,
+            max_steps=max_steps,
+            from_model=from_model,
+            resume=resume,
+            stage=stage,
+            request=steps.flow_run_id(),
+            train_windows=windows,
+            seed=seed,
+        )
+        first = steps.fit_autoencoder(place, settings, data, plan)
+        steps.encode_windows(place, settings, data, plan)
+        if settings.device == "cuda":  # both fit on one card beside each other; two CPU cores are better used in turn
+            waiting = steps.fit_alignment.submit(place, settings, data, plan)
+            results = (first, steps.fit_denoiser(place, settings, data, plan), waiting.result())
+        else:
+            second = steps.fit_denoiser(place, settings, data, plan)
+            results = (first, second, steps.fit_alignment(place, settings, data, plan))
+        fitted = steps.assemble_prediff(place, settings, data, plan, results)
+        verdict = steps.compare_ensemble_models(place, settings, data, fitted)
+        version = steps.promote_model(settings, fitted, verdict)
+        if verdict.promote:
+            steps.announce("model.promoted", domain, model=fitted.name, version=fitted.version, reason=verdict.reason)
+        steps.show_training(domain, fitted, verdict)
+        return {
+            "domain": domain,
+            "model": fitted.name,
+            "version": fitted.version,
+            "aliases": list(version.aliases),
+            "promoted": verdict.promote,
+            "verdict": verdict.reason,
+            "against_extrapolation": str(verdict.against_extrapolation),
+            "ladder_rank": verdict.ladder_rank,
+            "steps": fitted.steps,
+            "seconds": fitted.seconds,
+            "archive_snapshot": plan.archive_snapshot,
+            "run": fitted.run_link,
+        }

@@ -20,6 +20,7 @@ from infra.settings import Domain, Settings, domain_files, load_domain
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import ConcurrencyOptions
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -33,7 +34,8 @@ class FlowPlan:
         every: Cycles from one scheduled run to the next; None for a flow that is only triggered.
         delay: Part of the schedule's first cycle that it starts later, so that not everything starts at once.
         when_busy: What happens to a run that is due while the previous one still runs: a later cycle makes an earlier
-            one worthless, a training does not.
+            one worthless. None: Prefect limits nothing, as the flow waits for its turn by itself; a limit is a lease
+            of the server, without which a run that is started again in a new process would be ended.
         tags: For filtering in the UI.
         parameters: Of the scheduled runs, beside the domain.
     """
@@ -41,7 +43,7 @@ class FlowPlan:
     entrypoint: str
     every: int | None
     delay: float
-    when_busy: Literal["CANCEL_NEW", "ENQUEUE"]
+    when_busy: Literal["CANCEL_NEW"] | None
     tags: tuple[str, ...]
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -50,7 +52,7 @@ PLANS = {
     "ingest": FlowPlan("flows.ingest.ingest", 1, 0.0, "CANCEL_NEW", ("archive",)),
     "nowcast": FlowPlan("flows.nowcast.nowcast", 1, 0.0, "CANCEL_NEW", ("product",)),
     "verify": FlowPlan("flows.verify.verify", 6, 0.5, "CANCEL_NEW", ("skill",)),
-    "train": FlowPlan("flows.train.train", None, 0.0, "ENQUEUE", ("model",)),
+    "train": FlowPlan("flows.train.train", None, 0.0, None, ("model",)),
 }
 
 
@@ -189,7 +191,6 @@ def _deploy(
 ) -> str:
     """One request that creates or replaces: schedules and the runs already scheduled are those of the last call."""
     from prefect.client.schemas.actions import DeploymentScheduleCreate
-    from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
     from prefect.client.schemas.schedules import IntervalSchedule
     from prefect.flows import load_flow_from_entrypoint
     from prefect.utilities.callables import parameter_schema
@@ -203,10 +204,8 @@ def _deploy(
         client.create_flow_from_name(flow.name),
         domain,
         schedules=schedules,
-        concurrency_limit=1,
-        concurrency_options=ConcurrencyOptions(
-            collision_strategy=ConcurrencyLimitStrategy(plan.when_busy), grace_period_seconds=60
-        ),
+        concurrency_limit=1 if plan.when_busy else None,  # None takes away a limit that an earlier deployment had
+        concurrency_options=_when_busy(plan),
         parameters={"domain": domain, **plan.parameters},
         description=flow.description,
         work_pool_name=POOL,
@@ -219,3 +218,11 @@ def _deploy(
         job_variables={},
     )
     return f"{flow.name}/{domain}"
+
+
+def _when_busy(plan: FlowPlan) -> ConcurrencyOptions | None:
+    from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+
+    if plan.when_busy is None:
+        return None
+    return ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(plan.when_busy), grace_period_seconds=60)

@@ -7,7 +7,8 @@ the process (arrays are never pickled into a result store), and what must surviv
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -20,10 +21,11 @@ from prefect.tasks import exponential_backoff
 
 from tasks import benchmarking, cycle, ensemble_gate, learning, prediff_learning, prediff_plan
 from tasks.feeds import FrameRejected
-from tasks.training import resumption
+from tasks.training import resumption, turns
 from tasks.verification import degradation, skill_log
 
 if TYPE_CHECKING:
+    from infra.settings import Settings
     from tasks.learning import Fitted
     from tasks.products.publishing import Published
     from tasks.products.report import Report
@@ -148,6 +150,21 @@ def flow_run_id() -> str | None:
 
     found = flow_run.id
     return str(found) if found else None
+
+
+@contextmanager
+def in_turn(settings: Settings, training: str) -> Iterator[None]:
+    """Runs of one training deployment follow one another; a later one waits here and says so in its log.
+
+    A training that was started by a command is not held up: whoever asks for two at once gets two.
+    """
+    from prefect.runtime import deployment
+
+    if deployment.id is None:
+        yield
+        return
+    with turns.in_turn(settings, training, print):
+        yield
 
 
 def start_delay() -> float | None:

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -29,7 +29,7 @@ from infra.stack_state import StackState
 PROBES = {
     "probe": FlowPlan("builders.probe_flows.probe", 1, 0.0, "CANCEL_NEW", ("probe",)),
     "lasting": FlowPlan("builders.probe_flows.lasting", None, 0.0, "CANCEL_NEW", ("probe",)),
-    "train": FlowPlan("builders.probe_flows.train", None, 0.0, "ENQUEUE", ("probe",)),
+    "train": FlowPlan("builders.probe_flows.train", None, 0.0, None, ("probe",)),
 }
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +57,7 @@ def test_prefect_yaml_says_what_the_plans_say(tmp_path: Path) -> None:
         assert entry["parameters"] == {"domain": domain.name}
         assert entry["tags"] == ["squall", domain.name, *plan.tags]
         assert entry["work_pool"] == {"name": "squall"}
-        assert entry["concurrency_limit"]["collision_strategy"] == plan.when_busy
+        assert entry.get("concurrency_limit", {}).get("collision_strategy") == plan.when_busy
         assert declared_schedule(entry) == planned_schedule(plan, domain)
         seen.add((flow, domain.name))
     assert seen == {(flow, domain) for flow in PLANS for domain in ("finland", "simulated")}
@@ -150,6 +150,16 @@ class TestRunning:
         first = identities()
         assert len(first) == 4
         assert identities() == first
+
+    def test_a_training_deployed_with_a_limit_by_an_earlier_version_loses_it(self, running: Running) -> None:
+        def limit(when_busy: Literal["CANCEL_NEW"] | None) -> int | None:
+            plan = replace(PROBES["train"], when_busy=when_busy)
+            (name,) = deployments.deploy_domain(running.settings, named("limited", running.settings), plans={"t": plan})
+            with prefect_client(running.settings) as client:
+                found = client.read_deployment_by_name(name).global_concurrency_limit
+            return found.limit if found else None
+
+        assert [limit(when_busy) for when_busy in ("CANCEL_NEW", None, None)] == [1, None, None]
 
     def test_scheduled_runs_are_created_and_run_in_the_stacks_environment(self, running: Running) -> None:
         settings = running.settings
