@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from models.forecaster import Forecaster
 
 BASELINES = ("extrapolation", "persistence")
+TRAINED = ("earthformer", "prediff")  # families of registered models
 RANK_TAG = "squall.ladder_rank"
 
 
@@ -131,7 +132,8 @@ def parse_reference(text: str) -> tuple[str, str] | None:
 def find_named(name: str, domain: Domain, settings: Settings) -> Champion:
     """The version behind `NAME@ALIAS`, `NAME/VERSION`, or a rung's name.
 
-    A rung is the champion of the domain's own models; until there is one, that of `[forecast] model`.
+    A rung is the champion of the domain's own models; until there is one, that of `[forecast] model`, if it is of the
+    rung's family.
 
     Raises:
         ModelMissing: the server answers that there is none.
@@ -146,7 +148,22 @@ def find_named(name: str, domain: Domain, settings: Settings) -> Champion:
     try:
         return find_champion(own, CHAMPION, settings)
     except (ModelMissing, TrackingUnavailable):  # away: what is remembered of the borrowed one may still do
-        return find_champion(domain.forecast.model, CHAMPION, settings)
+        borrowed = _borrowed(domain.forecast.model, name, settings)
+        if borrowed is None:
+            raise
+        return borrowed
+
+
+def _borrowed(model: str, family: str, settings: Settings) -> Champion | None:
+    """The champion of another domain's `model`; None where it is of another family.
+
+    A name that ends in a family tells it without a download; of any other name its checkpoint does.
+    """
+    told = next((known for known in TRAINED if model.endswith(f"-{known}")), None)
+    if told not in (None, family):
+        return None
+    champion = find_champion(model, CHAMPION, settings)
+    return champion if told or _config(champion)["family"] == family else None
 
 
 def find_champion(name: str, which: str, settings: Settings) -> Champion:

@@ -17,11 +17,12 @@ from models.configuration import build_network
 from tasks.cycle import publish_forecast
 from tasks.forecasting.context import Context
 from tasks.forecasting.ladder import Forecast, Rung, run_ladder
-from tasks.rungs import RANK_TAG, choose_rungs, find_champion
+from tasks.rungs import RANK_TAG, choose_rungs, find_champion, find_named
 
 SIGNATURE = TensorSignature((-1, 3, -1, -1), (-1, -1, 3, -1, -1))
 NOBODY = "http://127.0.0.1:9"  # discard: nothing listens there
 GOOD, POOR, RETIRED = "meadow-earthformer", "fen-earthformer", "bog-earthformer"
+PLAIN = "downpour"  # a name that tells no family
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = small_config(anchor="persistence")
     save_checkpoint(folder / "checkpoint", config, build_network(config).state_dict())
     with tracking.run("squall/meadow/training", "rungs") as log:
-        for name, rank in ((GOOD, "above"), (POOR, "below"), (RETIRED, "below")):
+        for name, rank in ((GOOD, "above"), (POOR, "below"), (RETIRED, "below"), (PLAIN, "above")):
             found = tracking.register(
                 name, folder / "checkpoint", run_id=log.run_id, signature=SIGNATURE, tags={RANK_TAG: rank}
             )
@@ -134,6 +135,31 @@ def test_a_domain_borrows_a_model_until_it_has_a_champion_of_its_own(
     borrowing, owning = named(domain, "bog", borrowed=GOOD), named(domain, "fen", borrowed=GOOD)
     assert choose_rungs(borrowing, settings, context)[0].model.name == GOOD
     assert choose_rungs(owning, settings, context)[1].model.name == POOR
+
+
+def test_a_borrowed_model_serves_the_rung_of_its_own_family_alone(
+    domain: Domain, settings: Settings, context: Context
+) -> None:
+    borrowing = named(domain, "bog", borrowed=GOOD)
+    ladder = ("prediff", "earthformer", "extrapolation", "persistence")
+    whole = borrowing.model_copy(update={"forecast": borrowing.forecast.model_copy(update={"ladder": ladder})})
+    rungs = choose_rungs(whole, settings, context)
+    assert [rung.model.name for rung in rungs] == ["bog-prediff", GOOD, "extrapolation", "persistence"]
+    forecast = answer(rungs, context, domain)
+    assert (forecast.rung, [skipped.rung for skipped in forecast.skipped]) == ("earthformer", ["prediff"])
+    assert "bog-prediff@champion" in forecast.skipped[0].reason
+
+
+def test_another_familys_model_is_not_even_downloaded_and_a_name_without_a_family_is_judged_by_its_checkpoint(
+    domain: Domain, settings: Settings, registry: str
+) -> None:
+    with pytest.raises(ModelMissing, match="bog-prediff@champion"):
+        find_named("prediff", named(domain, "bog", borrowed=GOOD), settings)
+    assert not (settings.root / "models" / GOOD).exists()
+    plain = named(domain, "bog", borrowed=PLAIN)
+    assert find_named("earthformer", plain, settings).name == PLAIN
+    with pytest.raises(ModelMissing, match="bog-prediff@champion"):
+        find_named("prediff", plain, settings)
 
 
 def test_an_unknown_version_is_missing_and_not_replaced_by_another(settings: Settings) -> None:
