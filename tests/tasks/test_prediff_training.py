@@ -13,9 +13,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from builders.networks import small_config
 from builders.training import drifting_rain, write
 from infra.settings import Domain, Settings
-from infra.tracking import CHAMPION, Tracking
+from infra.tracking import CHAMPION, TensorSignature, Tracking
+from models.checkpoint import save_checkpoint
+from models.configuration import build_network
 from models.forecaster import load_forecaster
 from models.prediff.forecaster import PreDiffForecaster
 from models.prediff.network import PreDiffNetwork
@@ -245,10 +248,11 @@ def test_a_prediff_is_trained_registered_and_judged(data: TrainingData, tmp_path
     assert members.shape == (3, 3, 16, 16)
     assert np.isnan(members[:, :, 0, 0]).all()
     assert np.isfinite(members[:, :, 1:, 1:]).all()
-    verdict = compare_ensemble_models(domain, settings, data, fitted, windows=6, members=3)
-    assert set(verdict.against) == {"steps", "extrapolation", "persistence"}
-    promote_model(settings, fitted, replace(verdict, promote=True))
     tracking = Tracking(settings.tracking_uri)
+    champion_earthformer(tracking, tmp_path / "earthformer")
+    verdict = compare_ensemble_models(domain, settings, data, fitted, windows=6, members=3)
+    assert set(verdict.against) == {"dressed", "steps", "extrapolation", "persistence"}
+    promote_model(settings, fitted, replace(verdict, promote=True))
     assert tracking.version("tiny-prediff", CHAMPION).version == fitted.version
     children = [
         tracking.find_tagged(experiment_of("tiny"), "squall.stage", stage)
@@ -262,6 +266,16 @@ def test_a_prediff_is_trained_registered_and_judged(data: TrainingData, tmp_path
     assert (folder / "alignment" / "done.json").exists()
     with pytest.raises(ValueError, match="expected a stage of autoencoder"):
         plan_prediff(domain, settings, data, preset="prediff/tiny", resume=plan.run_id, stage="decoder")
+
+
+def champion_earthformer(tracking: Tracking, folder: Path) -> None:
+    """Register a fresh one of the domain's cells and cadence."""
+    config = small_config(anchor="persistence")
+    save_checkpoint(folder, config, build_network(config).state_dict())
+    with tracking.run(experiment_of("tiny"), "earthformer") as log:
+        signature = TensorSignature((-1, 3, -1, -1), (-1, -1, 3, -1, -1))
+        found = tracking.register("tiny-earthformer", folder, run_id=log.run_id, signature=signature)
+        tracking.promote("tiny-earthformer", found.version, "for this test")
 
 
 def run_stages(domain: Domain, settings: Settings, data: TrainingData, plan: PreDiffPlan):  # type: ignore[no-untyped-def]
