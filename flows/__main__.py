@@ -108,7 +108,7 @@ def train(
     preset: Annotated[
         str | None, typer.Option(help="Preset, such as small-64; default: the parent's or domain's.")
     ] = None,
-    from_model: Annotated[str | None, typer.Option(help="NAME@ALIAS to fine-tune, in its own architecture.")] = None,
+    from_model: Annotated[str | None, typer.Option(help="NAME@ALIAS to fine-tune; PreDiff: its anchor.")] = None,
     window: Annotated[
         str | None, typer.Option(help="Frames in, frames out, cells other than the model's: 13:12:64x64.")
     ] = None,
@@ -127,11 +127,17 @@ def train(
 
     name = preset if preset is None or "/" in preset else f"{model}/{preset}"
     if name is not None and name.startswith("prediff/"):
+        if window is not None:
+            raise ValueError(
+                f"expected no --window with {name}, whose preset says its frames and cells; got {window!r}"
+            )
         told = {"from_model": from_model, "budget": budget, "resume": resume, "stage": stage, "seed": seed}
         _run(train_prediff, as_json, domain=domain, preset=name, **told)
         return
     if model != "earthformer" and (name is None or not name.startswith(f"{model}/")):
         raise ValueError(f"expected --preset with --model {model}; `squall model list` shows all presets")
+    if stage is not None:
+        raise ValueError(f"expected --stage with --model prediff and its --preset; got {stage!r} for an Earthformer")
     _run(
         flow,
         as_json,

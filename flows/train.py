@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from prefect import flow
@@ -9,7 +10,7 @@ from prefect import flow
 from infra.attachment import running_settings
 from infra.settings import load_domain, parse_duration
 from tasks import steps
-from tasks.training.resumption import find_interrupted
+from tasks.training.resumption import find_interrupted, keep_to
 
 
 @flow(name="train", flow_run_name="train {domain}", log_prints=True)
@@ -35,7 +36,8 @@ def train(
         from_model: `NAME@ALIAS` to start from.
         budget: Wall time such as `10min`; default: the domain's.
         max_steps: Optimiser steps instead of a budget.
-        resume: MLflow run id of an interrupted training; its own preset, seed, snapshot and steps count.
+        resume: MLflow run id of an interrupted training; its own preset, seed, snapshot and steps count, and another
+            preset, snapshot, number of steps, window or model to start from is refused.
         as_of: Archive snapshot; default: the newest.
         window: Frames in, frames out and cells other than the model's, such as `13:12:64x64`.
         seed: Of order, draws and initial weights.
@@ -43,6 +45,9 @@ def train(
     """
     settings = running_settings()
     place = load_domain(domain, settings)
+    if resume is not None:
+        asked = {"preset": preset, "from_model": from_model, "max_steps": max_steps, "seed": seed or None}
+        keep_to(asdict(find_interrupted(settings, resume)), **asked, archive_snapshot=as_of, window=window)
     print(f"training for {domain}: {reason}")
     with steps.in_turn(settings, f"train/{domain}"):
         request = steps.flow_run_id()

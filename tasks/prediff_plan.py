@@ -11,16 +11,16 @@ from pathlib import Path
 from infra.revision import code_revision
 from infra.settings import Domain, Settings
 from infra.tracking import Tracking
-from tasks.rungs import find_named
+from tasks.rungs import Champion, find_named
 from tasks.training.data import TrainingData
 from tasks.training.datasets import Sequences
-from tasks.training.resumption import REQUEST_TAG, experiment_of, training_folder
+from tasks.training.resumption import REQUEST_TAG, experiment_of, keep_to, training_folder
 from tasks.training.stages.stage import StageConfig
 
 STAGES = ("autoencoder", "latents", "denoiser", "alignment")
 _PLAN = "prediff.json"
 # Shares of the budget; the rest is for encoding, choosing the spread, and judging.
-_SHARES = {"autoencoder": 0.04, "denoiser": 0.72, "alignment": 0.12}
+_SHARES = {"autoencoder": 0.07, "denoiser": 0.69, "alignment": 0.12}
 _TRAINED_WINDOWS = 3000
 
 
@@ -79,10 +79,10 @@ def plan_prediff(
         domain: Its champion Earthformer is the anchor where the preset wants one.
         settings: Tracking server and state folder.
         data: Samples.
-        preset: `prediff/preset`.
+        preset: `prediff/preset`; with `resume` that of the earlier training, and so all that follows.
         budget: Wall time over all stages.
         max_steps: Optimiser steps of every stage instead.
-        from_model: Anchor other than the domain's champion, `NAME@ALIAS`.
+        from_model: Anchor other than the domain's champion, `NAME@ALIAS`, where the preset wants one.
         resume: MLflow run id of an earlier training.
         stage: With `resume`: do this stage, and what builds on it, again.
         request: What asks for it (a flow run's id): asking again goes on with the training that it began.
@@ -90,25 +90,22 @@ def plan_prediff(
         seed: Of everything random.
 
     Raises:
-        ValueError: no such preset, stage or training.
+        ValueError: no such preset, stage or training, or an option that could not count.
         ModelMissing: no champion to anchor to.
     """
-    from models.prediff.presets import preset as find_preset
-
     if stage is not None and (stage not in STAGES or resume is None):
         raise ValueError(f"expected a stage of {', '.join(STAGES)} of a training to resume; got {stage!r}, {resume!r}")
     tracking = Tracking(settings.tracking_uri)
     begun = tracking.find_tagged(experiment_of(domain.name), REQUEST_TAG, request) if request and not resume else None
     if resume or begun:
         plan = read_plan(settings, resume or begun or "")
+        if resume:
+            asked = {"preset": preset, "from_model": from_model, "budget": budget, "max_steps": max_steps}
+            keep_to(_told(plan), **asked, windows=train_windows, seed=seed or None)
         if stage is not None:
             _forget(training_folder(settings, plan.run_id), stage)
         return plan
-    anchor = (
-        find_named(from_model or "earthformer", domain, settings)
-        if find_preset(preset).anchor == "earthformer"
-        else None
-    )
+    anchor = _find_anchor(preset, from_model, domain, settings)
     told = budget or (None if max_steps else domain.training.budget)
     tags = {
         "squall.domain": domain.name,
@@ -134,6 +131,24 @@ def plan_prediff(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _PLAN).write_text(json.dumps(asdict(plan), indent=2))
     return plan
+
+
+def _find_anchor(preset: str, from_model: str | None, domain: Domain, settings: Settings) -> Champion | None:
+    """The Earthformer around which the preset's members lie; None where it wants none."""
+    from models.prediff.presets import preset as find_preset
+
+    wanted = find_preset(preset).anchor
+    if wanted == "earthformer":
+        return find_named(from_model or wanted, domain, settings)
+    if from_model is not None:
+        raise ValueError(f"expected no from_model with {preset}, whose anchor is {wanted!r}; got {from_model!r}")
+    return None
+
+
+def _told(plan: PreDiffPlan) -> dict[str, object]:
+    budget = None if plan.budget_s is None else timedelta(seconds=plan.budget_s)
+    changed = {"from_model": plan.anchor_name, "budget": budget, "windows": plan.train_windows}
+    return {**asdict(plan), **changed}
 
 
 def read_plan(settings: Settings, run_id: str) -> PreDiffPlan:

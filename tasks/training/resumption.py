@@ -7,6 +7,7 @@ training that it began; a request that dies again and again at the same step is 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -70,6 +71,23 @@ def find_interrupted(settings: Settings, run_id: str) -> Interrupted:
     config = told["config"]
     parent = Path(config["from_model"]) if config["from_model"] else None
     return Interrupted(config["preset"], config["seed"], told["archive_snapshot"], config["max_steps"], None, parent)
+
+
+def keep_to(told: Mapping[str, object], **asked: object) -> None:
+    """Refuse to go on with a training otherwise than it was told: what is asked now would silently not count.
+
+    Args:
+        told: What it was told, by option; of an option that is not there no record is kept, and none is changed.
+        asked: Options of the one who wants it to go on; None: not given.
+
+    Raises:
+        ValueError: an option is given and differs.
+    """
+    others = {name: value for name, value in asked.items() if value is not None and value != told.get(name)}
+    if others:
+        kept = {name: f"was {told[name] or 'not given'}" if name in told else "is kept" for name in others}
+        got = ", ".join(f"{name} {value} ({kept[name]})" for name, value in others.items())
+        raise ValueError(f"expected the training to go on as it was told; got {got}")
 
 
 def find_begun(settings: Settings, domain: str, request: str | None) -> str | None:

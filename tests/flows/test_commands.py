@@ -130,6 +130,10 @@ def test_a_bad_time_is_one_line_that_shows_a_good_one(
         ("nowcast meadow --at 2016-09-28T15:47Z --intensity -1sigma", "persistence: Unsteerable: "),
         ("nowcast meadow --at 2016-09-28T17:00Z", "context refused: "),
         ("train meadow --preset huge", "expected a preset of "),
+        ("train meadow --stage denoiser", "expected --stage with --model prediff and its --preset; got 'denoiser'"),
+        ("train meadow --resume nobody", "expected a training of "),
+        ("train meadow --preset prediff/tiny --window 4:3:16x16", "expected no --window with prediff/tiny, "),
+        ("train meadow --preset prediff/tiny --from-model hill-earthformer@champion", "expected no from_model with"),
     ],
 )
 def test_a_flow_that_fails_says_why_in_one_line(

@@ -19,6 +19,7 @@ from tasks.training.resumption import (
     experiment_of,
     find_begun,
     find_interrupted,
+    keep_to,
     read_starts,
     training_folder,
 )
@@ -95,6 +96,17 @@ def test_an_interrupted_training_says_what_it_was_told(settings: Settings) -> No
     assert told.from_model == Path("/models/parent")
     with pytest.raises(ValueError, match=r"expected a training of .*; got 'nonsense'"):
         find_interrupted(settings, "nonsense")
+
+
+def test_a_training_goes_on_as_it_was_told_and_never_silently_otherwise() -> None:
+    told = {"preset": "earthformer/small-64", "max_steps": None, "seed": 3}
+    keep_to(told, preset=None, max_steps=None, window=None)
+    keep_to(told, preset="earthformer/small-64", seed=3)
+    with pytest.raises(ValueError, match="as it was told; got ") as refused:
+        keep_to(told, preset="earthformer/large", max_steps=9, window="13:12:64x64", seed=3)
+    assert str(refused.value).partition("; got ")[2] == (
+        "preset earthformer/large (was earthformer/small-64), max_steps 9 (was not given), window 13:12:64x64 (is kept)"
+    )
 
 
 def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""What a PreDiff training is told counts or is refused; nothing is silently ignored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from builders.training import drifting_rain, write
+from infra.settings import Domain, Settings
+from infra.tracking import ModelMissing
+from models.prediff import presets
+from tasks.prediff_plan import PreDiffPlan, plan_prediff
+from tasks.training.data import TrainingData
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(home=tmp_path_factory.mktemp("home"), _env_file=None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    return write(tmp_path_factory.mktemp("rain") / "layout", drifting_rain(40))
+
+
+@pytest.fixture(scope="module")
+def domain() -> Domain:
+    place = {"archive": {"url": "unused"}, "product": {"url": "unused"}}
+    feed = {"kind": "simulated", "url": "unused", "cadence": "5min", "tolerance": "60s"}
+    return Domain.model_validate({"name": "hill", "feed": feed, **place})
+
+
+@pytest.fixture(scope="module")
+def begun(domain: Domain, settings: Settings, data: TrainingData) -> PreDiffPlan:
+    return plan_prediff(domain, settings, data, preset="prediff/tiny", budget=10 * MINUTE, seed=4, request="flow-1")
+
+
+def test_a_model_to_start_from_is_refused_by_a_preset_that_is_not_anchored_to_one(
+    domain: Domain, settings: Settings, data: TrainingData
+) -> None:
+    for name, anchor in (("prediff/small-64", "extrapolation"), ("prediff/tiny", "none")):
+        told = f"expected no from_model with {name}, whose anchor is '{anchor}'; got 'dale-earthformer@champion'"
+        with pytest.raises(ValueError, match=told):
+            plan_prediff(domain, settings, data, preset=name, from_model="dale-earthformer@champion")
+
+
+def test_a_preset_anchored_to_an_earthformer_takes_the_one_that_is_named(
+    domain: Domain, settings: Settings, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anchored = replace(presets.preset("prediff/tiny"), anchor="earthformer")
+    monkeypatch.setitem(presets._PRESETS, "prediff/anchored", anchored)
+    for asked, sought in (("dale-earthformer@champion", "dale-earthformer@champion"), (None, "hill-earthformer")):
+        with pytest.raises(ModelMissing, match=sought):
+            plan_prediff(domain, settings, data, preset="prediff/anchored", from_model=asked)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [{}, {"budget": 10 * MINUTE}, {"seed": 4}, {"train_windows": 3000}, {"budget": 10 * MINUTE, "seed": 4}],
+)
+def test_a_training_goes_on_with_the_options_that_it_was_told(
+    domain: Domain, settings: Settings, data: TrainingData, begun: PreDiffPlan, same: dict[str, Any]
+) -> None:
+    assert plan_prediff(domain, settings, data, preset="prediff/tiny", resume=begun.run_id, **same) == begun
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"preset": "prediff/small-64"}, r"preset prediff/small-64 \(was prediff/tiny\)"),
+        ({"budget": 20 * MINUTE}, r"budget 0:20:00 \(was 0:10:00\)"),
+        ({"max_steps": 8}, r"max_steps 8 \(was not given\)"),
+        ({"train_windows": 24}, r"windows 24 \(was 3000\)"),
+        ({"seed": 5}, r"seed 5 \(was 4\)"),
+        ({"from_model": "dale-earthformer@champion"}, r"from_model dale-earthformer@champion \(was not given\)"),
+    ],
+)
+def test_a_training_that_goes_on_refuses_options_that_could_not_count(
+    domain: Domain, settings: Settings, data: TrainingData, begun: PreDiffPlan, other: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValueError, match=f"as it was told; got {told}"):
+        plan_prediff(domain, settings, data, **{"preset": "prediff/tiny", "resume": begun.run_id, **other})
+
+
+def test_a_request_that_is_repeated_goes_on_whatever_it_asks(
+    domain: Domain, settings: Settings, data: TrainingData, begun: PreDiffPlan
+) -> None:
+    assert plan_prediff(domain, settings, data, preset="prediff/tiny", request="flow-1", max_steps=3) == begun
