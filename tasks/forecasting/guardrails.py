@@ -20,6 +20,8 @@ _KNOWN = 0.5
 _RAINED, _KEPT = 0.005, 0.1
 # Members of an ensemble have to differ somewhere by more than this, where it rains [the quantity's units].
 _SAME = 1e-3
+# Share of an ensemble's cells that a sampler may draw beyond the physical; more is a broken network.
+_OVERSHOT = 1e-5
 # Rounding of a network's output transform may go this far below zero; it is clipped.
 _ROUNDING = 1e-3
 
@@ -55,6 +57,18 @@ def guard(values: Fields, context: Context, intensity: float | None = None) -> t
     drought = intensity is not None and intensity < 0
     kept = tuple(check(values, context) for check in _CHECKS)
     return (*kept, _not_dried(values, context, 0.0 if drought else _KEPT), *_differing(values, context))
+
+
+def limit_overshoot(values: Fields, context: Context) -> None:
+    """Give the few cells of an ensemble that lie above the quantity's ceiling that ceiling, in place.
+
+    A sampler's tails are long: one cell of a million must not cost the ensemble. Values of one member, infinite ones,
+    and more than one cell in 100 000 are left to `guard`.
+    """
+    ceiling = QUANTITIES[context.quantity].ceiling
+    above = np.isfinite(values) & (values > ceiling)
+    if len(values) > 1 and above.sum() <= _OVERSHOT * values.size:
+        values[above] = ceiling
 
 
 def _kept(name: str, found: float, limit: float, *, above: bool) -> Guardrail:

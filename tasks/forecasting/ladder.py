@@ -27,7 +27,7 @@ from tasks.forecasting.ensemble import (
     intensity_in_words,
 )
 from tasks.forecasting.forecast import Forecast, ModelIdentity, Skipped, forecast_dataset
-from tasks.forecasting.guardrails import guard
+from tasks.forecasting.guardrails import guard, limit_overshoot
 from tasks.grid import cell_size_m
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def _climb(
     done = perf_counter()
     values = np.require(values, np.float32, ["C", "W"])
     np.copyto(values, np.float32(np.nan), where=~context.observed.values)
+    limit_overshoot(values, context)
     guardrails = guard(values, context, request.intensity)
     if context.quantity != "equivalent_reflectivity_factor":
         np.maximum(values, 0, out=values)
