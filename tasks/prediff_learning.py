@@ -102,8 +102,8 @@ def _config(place: _Workplace, usual: float | None = None) -> PreDiffConfig:
 def fit_autoencoder(
     domain: Domain, settings: Settings, data: TrainingData | Sequences, plan: PreDiffPlan
 ) -> StageResult:
-    """Stage 1; the discriminator joins for the last quarter of a training by steps, or not at all by time."""
-    from models.prediff.autoencoder_losses import AutoencoderLossConfig
+    """Stage 1, with a discriminator where the preset has one."""
+    from models.prediff.presets import preset as find_preset
     from tasks.training.stages.assembly import start_network
     from tasks.training.stages.autoencoder import AutoencoderStage
     from tasks.training.stages.loop import fit_stage
@@ -111,12 +111,14 @@ def fit_autoencoder(
     place = _workplace(plan, domain, settings, data)
     config = _config(place)
     network = start_network(config, None, plan.seed)
-    never = 2**62
-    start = never if plan.max_steps is None else plan.max_steps * 3 // 4
     told = plan.stage("autoencoder", settings, batch_size=16, learning_rate=2e-3, gradient_clip=200.0, ema_decay=0.995)
-    losses = AutoencoderLossConfig(discriminator_start=start)
     stage = AutoencoderStage(
-        network.autoencoder, place.samples, config.transform, seed=plan.seed, batch_size=told.batch_size, losses=losses
+        network.autoencoder,
+        place.samples,
+        config.transform,
+        seed=plan.seed,
+        batch_size=told.batch_size,
+        discriminator_from=find_preset(plan.preset).discriminator_from,
     )
     with place.run("autoencoder") as log:
         result = fit_stage(stage, told, place.folder / "autoencoder", log)

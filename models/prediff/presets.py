@@ -41,6 +41,8 @@ class PreDiffPreset:
     anchor: PreDiffAnchor = "none"
     objective: ObjectiveKind = "noise"
     sampler: SamplerConfig | None = None
+    # Share of the autoencoder's training after which a discriminator judges its frames; None: none ever does.
+    discriminator_from: float | None = None
 
     def config(self, name: str, anchor_model: ForecasterConfig | None = None, **changes: Any) -> PreDiffConfig:
         """The configuration a training starts from; `changes` complete it (quantity, cadence, cell size).
@@ -74,6 +76,7 @@ _PRESETS: dict[str, PreDiffPreset] = {
         "vil",
         cadence_s=600,
         cell_size_m=3000.0,
+        discriminator_from=0.076,  # from step 25,000 of 327,963
     ),
     # Made for two CPU cores: 8 x 8 x 32 latents, and a denoiser that sees the extrapolated frame of each
     # lead time. Around the Trentino champion instead, whose loss favours hits over unbiased weak echo, CRPS was worse.
@@ -105,7 +108,8 @@ _PRESETS: dict[str, PreDiffPreset] = {
             AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4),
             {**_NARROW, "base_units": 16, "depth": (1, 1), "num_heads": 2},
             {**_NARROW, "base_units": 16, "depth": (1, 1), "num_heads": 2},
-        )
+        ),
+        discriminator_from=0.75,
     ),
 }
 

@@ -63,7 +63,7 @@ class AlignmentStage:
         others[swapped] = torch.from_numpy(random.integers(0, len(self.train), int(swapped.sum())))
         return self._gather(self.train, picks, others, step_generator(self.seed, step))
 
-    def losses(self, batch: Batch, step: int) -> Iterator[Tensor]:
+    def losses(self, batch: Batch, done: float) -> Iterator[Tensor]:
         """Both losses, added."""
         z0 = batch["residual"]
         t = torch.randint(self.schedule.steps, (len(z0),)).to(z0.device)

@@ -1,4 +1,4 @@
-"""Stage 1: the frame autoencoder, later with a discriminator that keeps its texture honest."""
+"""Stage 1: the frame autoencoder, where asked for with a discriminator that later keeps its texture honest."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ from tasks.training.stages.stage import Batch, StageConfig
 _FRAMES_OF_A_WINDOW = 4
 _WHOLE_PATCHES = 32  # cells
 _VALIDATED = 48  # windows
+# The losses start a discriminator at a step, as published; here a share of the stage does: step 0 is before, 1 after.
+_LOSSES = AutoencoderLossConfig(discriminator_start=1)
 
 
 class AutoencoderStage:
-    """Frames drawn from wet windows; reconstruction, a weak pull to the unit Gaussian, adversarial from a step on."""
+    """Frames drawn from wet windows; reconstruction, a weak pull to the unit Gaussian, and a discriminator's opinion.
+
+    Attributes:
+        discriminator: Judges reconstructions once more than `joins` of the stage is done, by steps or by time (the
+            published training counts steps); None: there is none.
+    """
 
     name = "autoencoder"
 
@@ -34,14 +41,18 @@ class AutoencoderStage:
         *,
         seed: int,
         batch_size: int,
-        losses: AutoencoderLossConfig,
+        discriminator_from: float | None = None,
         discriminator_width: int = 16,
     ) -> None:
+        if discriminator_from is not None and not 0.0 <= discriminator_from < 1.0:
+            raise ValueError(f"expected the discriminator from a share 0..1 of the stage on; got {discriminator_from}")
         self.network, self.samples, self.transform = network, samples, transform
-        self.seed, self.batch_size, self.weights = seed, batch_size, losses
+        self.seed, self.batch_size, self.joins = seed, batch_size, discriminator_from
         self.reader = samples.reader()
-        layers = 3 if min(samples.size) >= _WHOLE_PATCHES else 2  # deeper, nothing would be left of a smaller frame
-        self.discriminator = PatchDiscriminator(network.config.in_channels, discriminator_width, layers)
+        self.discriminator: PatchDiscriminator | None = None
+        if discriminator_from is not None:
+            layers = 3 if min(samples.size) >= _WHOLE_PATCHES else 2  # deeper, nothing would be left of a smaller frame
+            self.discriminator = PatchDiscriminator(network.config.in_channels, discriminator_width, layers)
         self._held_out: Tensor | None = None
 
     @property
@@ -50,17 +61,18 @@ class AutoencoderStage:
         return self.network
 
     @property
-    def helpers(self) -> nn.Module:
-        """The discriminator."""
+    def helpers(self) -> nn.Module | None:
+        """The discriminator, if any."""
         return self.discriminator
 
     def optimisers(self, config: StageConfig) -> list[torch.optim.Optimizer]:
-        """One for each, Adam as published (betas 0.5, 0.9)."""
+        """One for each network, Adam as published (betas 0.5, 0.9)."""
+        networks = [self.network] if self.discriminator is None else [self.network, self.discriminator]
         return [
             torch.optim.AdamW(
                 module.parameters(), lr=config.learning_rate, betas=(0.5, 0.9), weight_decay=config.weight_decay
             )
-            for module in (self.network, self.discriminator)
+            for module in networks
         ]
 
     def batch(self, step: int) -> Batch:
@@ -72,23 +84,20 @@ class AutoencoderStage:
         frames = self._frames(self.reader.read(windows))
         return {"frames": torch.cat([window[pick] for window, pick in zip(frames, picks, strict=True)])[:, None]}
 
-    def losses(self, batch: Batch, step: int) -> Iterator[Tensor]:
-        """Of the autoencoder, then of the discriminator on what it gave."""
+    def losses(self, batch: Batch, done: float) -> Iterator[Tensor]:
+        """Of the autoencoder, then, where there is one, of the discriminator on what it gave."""
         frames = batch["frames"]
         mean, logvar = self.network.encode(frames)
         latent = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
         given = self.network.decode(latent)
+        judge = nn.Identity() if self.discriminator is None else self.discriminator
+        step = int(self.joins is not None and done > self.joins)
+        last = self.network.last_layer
         yield generator_loss(
-            self.weights,
-            frames,
-            given,
-            mean,
-            logvar,
-            discriminator=self.discriminator,
-            last_weight=self.network.last_layer,
-            step=step,
+            _LOSSES, frames, given, mean, logvar, discriminator=judge, last_weight=last, step=step
         ).total
-        yield discriminator_loss(self.weights, frames, given, discriminator=self.discriminator, step=step).total
+        if self.discriminator is not None:
+            yield discriminator_loss(_LOSSES, frames, given, discriminator=judge, step=step).total
 
     def validate(self) -> dict[str, float]:
         """Mean absolute ("loss") and root mean square error of reconstructed held-out frames, network space."""

@@ -53,7 +53,7 @@ class DenoiserStage:
         picks = torch.from_numpy(random.integers(0, len(self.train), self.batch_size))
         return latent_batch(self.network, self.train, picks, step_generator(self.seed, step))
 
-    def losses(self, batch: Batch, step: int) -> Iterator[Tensor]:
+    def losses(self, batch: Batch, done: float) -> Iterator[Tensor]:
         """The objective's."""
         z0 = batch["residual"]
         noise, t = torch.randn_like(z0), self.objective.draw_steps(len(z0))

@@ -70,14 +70,15 @@ class _Module(LightningModule):
     def __init__(self, stage: Stage, config: StageConfig, first: int) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.stage, self.config, self.parts, self.first, self.rate = stage, config, _Parts(stage), first, 0.0
+        self.stage, self.config, self.parts, self.first = stage, config, _Parts(stage), first
+        self.rate, self.done = 0.0, 0.0  # of the step that comes
 
-    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+    def training_step(self, batch: Batch) -> torch.Tensor:
         """One step of every optimiser; returns the first loss."""
         optimisers = cast("list[Any]", self.optimizers(use_pl_optimizer=True))
         optimisers = optimisers if isinstance(optimisers, list) else [optimisers]
         first: torch.Tensor | None = None
-        for optimiser, loss in zip(optimisers, self.stage.losses(batch, self.first + index), strict=True):
+        for optimiser, loss in zip(optimisers, self.stage.losses(batch, self.done), strict=True):
             first = loss.detach() if first is None else first
             optimiser.zero_grad()  # also clears what another loss left in these weights
             if not loss.requires_grad:
@@ -139,10 +140,11 @@ class _Conducting(Callback):
         self.resumed = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Seed all randomness of this step and set its rate."""
+        """Seed all randomness of this step, set its rate, and tell how far the stage is."""
         config = pl_module.config
         seed_step(config.seed, self.progress.step)
-        pl_module.rate = learning_rate(self.share_done(), base=config.learning_rate, warmup=config.warmup, floor=0.01)
+        pl_module.done = self.share_done()
+        pl_module.rate = learning_rate(pl_module.done, base=config.learning_rate, warmup=config.warmup, floor=0.01)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Average, log, validate, keep, stop."""

@@ -81,8 +81,13 @@ class Stage(Protocol):
         """What step `step` sees, a function of seed and step."""
         ...
 
-    def losses(self, batch: Batch, step: int) -> Iterator[Tensor]:
-        """The loss of each optimiser; the next is computed once the one before has moved its weights."""
+    def losses(self, batch: Batch, done: float) -> Iterator[Tensor]:
+        """The loss of each optimiser; the next is computed once the one before has moved its weights.
+
+        Args:
+            batch: What `batch` gave.
+            done: Share of the stage that is done with this step, 0..1, by steps or by time.
+        """
         ...
 
     def validate(self) -> dict[str, float]:

@@ -1,0 +1,130 @@
+"""When a discriminator joins the autoencoder's stage: at a share of its steps or of its time, or never."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from builders.training import SPEC, drifting_rain, write
+from models.prediff.autoencoder import FrameAutoencoder
+from models.prediff.autoencoder_losses import AutoencoderLossConfig, discriminator_loss, generator_loss
+from models.prediff.presets import preset, preset_names
+from models.transform import Transform
+from tasks.training.data import TrainingData
+from tasks.training.samples import SampleSource
+from tasks.training.stages import loop
+from tasks.training.stages.autoencoder import AutoencoderStage
+from tasks.training.stages.loop import fit_stage
+from tasks.training.stages.stage import Batch, StageConfig
+
+QUIET = {"progress_bar": False, "accelerator": "cpu", "precision": "32-true"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    return write(tmp_path_factory.mktemp("rain") / "layout", drifting_rain(240))
+
+
+class Watched(AutoencoderStage):
+    """Notes how far it was at each step, and whether the discriminator had moved by then."""
+
+    def __init__(self, data: TrainingData, share: float | None) -> None:
+        torch.manual_seed(1)
+        network = FrameAutoencoder(preset("tiny").architecture.autoencoder)
+        transform = Transform.of_quantity("rainfall_rate")
+        super().__init__(network, SampleSource(data, SPEC), transform, seed=1, batch_size=4, discriminator_from=share)
+        self.first = self.judge()
+        self.seen: list[tuple[float, bool]] = []
+
+    def judge(self) -> Tensor:
+        """The discriminator's weights, one after the other; empty without one."""
+        found = [] if self.discriminator is None else list(self.discriminator.parameters())
+        return torch.cat([weight.detach().flatten() for weight in found]) if found else torch.empty(0)
+
+    def losses(self, batch: Batch, done: float) -> Iterator[Tensor]:
+        self.seen.append((done, not torch.equal(self.judge(), self.first)))
+        return super().losses(batch, done)
+
+
+def test_by_steps_it_joins_once_its_share_of_them_is_done(data: TrainingData, tmp_path: Path) -> None:
+    stage = Watched(data, 0.5)
+    fit_stage(stage, StageConfig(max_steps=6, **QUIET), tmp_path)  # type: ignore[arg-type]
+    assert [done for done, _ in stage.seen] == pytest.approx([step / 6 for step in range(1, 7)])
+    assert [moved for _, moved in stage.seen] == [False, False, False, False, True, True]  # first moved by the fourth
+
+
+def test_by_time_it_joins_once_its_share_of_the_budget_is_spent(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = count()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    stage = Watched(data, 0.5)
+    result = fit_stage(stage, StageConfig(budget=timedelta(seconds=20), **QUIET), tmp_path)  # type: ignore[arg-type]
+    assert result.steps == len(stage.seen) > 4
+    early = [moved for done, moved in stage.seen if done <= 0.5]
+    late = [moved for done, moved in stage.seen if done > 0.5]
+    assert not any(early)
+    assert late == [False, *[True] * (len(late) - 1)]
+    assert len(early) > 1 < len(late)
+
+
+def test_unless_it_is_asked_for_there_is_none(data: TrainingData, tmp_path: Path) -> None:
+    stage = Watched(data, None)
+    config = StageConfig(max_steps=3, **QUIET)  # type: ignore[arg-type]
+    assert stage.helpers is None
+    assert len(stage.optimisers(config)) == 1
+    assert fit_stage(stage, config, tmp_path / "alone").steps == 3
+
+
+def test_before_it_joins_the_autoencoder_is_trained_as_without_it(data: TrainingData) -> None:
+    alone, judged = Watched(data, None), Watched(data, 0.5)
+    batch = alone.batch(0)
+    losses = []
+    for stage in (alone, judged):
+        torch.manual_seed(2)
+        losses.append(list(stage.losses(batch, 0.5)))
+    assert torch.equal(losses[0][0], losses[1][0])
+    assert [len(found) for found in losses] == [1, 2]
+    assert not losses[1][1].requires_grad
+
+
+def test_from_then_on_the_losses_are_the_published_ones(data: TrainingData) -> None:
+    stage = Watched(data, 0.5)
+    batch = stage.batch(0)
+    torch.manual_seed(2)
+    ours = list(stage.losses(batch, 0.51))
+    torch.manual_seed(2)
+    frames, network = batch["frames"], stage.network
+    mean, logvar = network.encode(frames)
+    given = network.decode(mean + torch.exp(0.5 * logvar) * torch.randn_like(mean))
+    published, judge = AutoencoderLossConfig(), stage.discriminator
+    assert judge is not None
+    step = published.discriminator_start
+    adversarial = generator_loss(
+        published, frames, given, mean, logvar, discriminator=judge, last_weight=network.last_layer, step=step
+    )
+    assert adversarial.weight > 0
+    torch.testing.assert_close(ours[0], adversarial.total)
+    torch.testing.assert_close(
+        ours[1], discriminator_loss(published, frames, given, discriminator=judge, step=step).total
+    )
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_that_is_none_is_told(data: TrainingData, share: float) -> None:
+    with pytest.raises(ValueError, match=r"expected the discriminator from a share 0\.\.1"):
+        Watched(data, share)
+
+
+def test_presets_say_whether_they_want_one() -> None:
+    shares = {name: preset(name).discriminator_from for name in preset_names()}
+    assert shares["prediff/small-64"] is None
+    published = AutoencoderLossConfig().discriminator_start / 327_963  # steps of the published training
+    assert shares["prediff/sevir-lr"] == pytest.approx(published, rel=0.01)
