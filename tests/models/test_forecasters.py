@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from builders.ensembles import anchored_prediff
+from builders.ensembles import forecaster as prediff
 from builders.networks import flow_anchored_config, rain_context, small_config, tiny_config
 from models.baselines.extrapolation import Extrapolation
 from models.baselines.persistence import Persistence
@@ -34,6 +36,8 @@ FORECASTERS: dict[str, Callable[[], Forecaster]] = {
     "earthformer anchored": lambda: network_forecaster(small_config(anchor="persistence")),
     "earthformer anchored to extrapolation": lambda: network_forecaster(flow_anchored_config()),
     "earthformer/tiny": lambda: network_forecaster(tiny_config()),
+    "prediff": prediff,
+    "prediff anchored to extrapolation": lambda: prediff(anchored_prediff("extrapolation")),
 }
 SIZE = (20, 27)  # neither square nor any model's patch
 
