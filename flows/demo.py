@@ -34,7 +34,8 @@ def demo(settings: Settings, budget: str | None = None) -> dict[str, Any]:
     history_end, end = start + HISTORY, start + HISTORY + future
 
     _forget(place, settings)
-    console.rule(f"1  {HISTORY.seconds // 3600} simulated hours and the hour after, as MRMS files in a bucket layout")
+    hours, minutes = HISTORY // timedelta(hours=1), future // timedelta(minutes=1)
+    console.rule(f"1  {hours} simulated hours and the {minutes} minutes after, as MRMS files in a bucket layout")
     _fill_bucket(place, settings, start, int((end - start) / cadence) + 1)
     console.rule("2  ingest the three hours into the archive")
     printing.show(_brief(ingest(domain=DOMAIN, start=start.isoformat(), end=history_end.isoformat())), as_json=False)
