@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.conclusion import conclude
 from infra.attachment import running_settings
 from infra.settings import load_domain, parse_duration
 from tasks import steps
@@ -72,22 +73,4 @@ def train(
             seed=seed,
         )
         verdict = steps.compare_models(place, settings, data, fitted)
-        version = steps.promote_model(settings, fitted, verdict)
-        if verdict.promote:
-            steps.announce("model.promoted", domain, model=fitted.name, version=fitted.version, reason=verdict.reason)
-        steps.show_training(domain, fitted, verdict)
-        return {
-            "domain": domain,
-            "model": fitted.name,
-            "version": fitted.version,
-            "aliases": list(version.aliases),
-            "promoted": verdict.promote,
-            "verdict": verdict.reason,
-            "against_extrapolation": str(verdict.against_extrapolation),
-            "ladder_rank": verdict.ladder_rank,
-            "steps": fitted.steps,
-            "seconds": fitted.seconds,
-            "stopped_because": fitted.stopped_because,
-            "archive_snapshot": data.info.archive_snapshot,
-            "run": fitted.run_link,
-        }
+        return conclude(domain, settings, fitted, verdict, data.info.archive_snapshot)

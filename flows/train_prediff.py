@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.conclusion import conclude
 from infra.attachment import running_settings
 from infra.settings import load_domain, parse_duration
 from tasks import steps
@@ -70,21 +71,4 @@ def train_prediff(
             results = (first, second, steps.fit_alignment(place, settings, data, plan))
         fitted = steps.assemble_prediff(place, settings, data, plan, results)
         verdict = steps.compare_ensemble_models(place, settings, data, fitted)
-        version = steps.promote_model(settings, fitted, verdict)
-        if verdict.promote:
-            steps.announce("model.promoted", domain, model=fitted.name, version=fitted.version, reason=verdict.reason)
-        steps.show_training(domain, fitted, verdict)
-        return {
-            "domain": domain,
-            "model": fitted.name,
-            "version": fitted.version,
-            "aliases": list(version.aliases),
-            "promoted": verdict.promote,
-            "verdict": verdict.reason,
-            "against_extrapolation": str(verdict.against_extrapolation),
-            "ladder_rank": verdict.ladder_rank,
-            "steps": fitted.steps,
-            "seconds": fitted.seconds,
-            "archive_snapshot": plan.archive_snapshot,
-            "run": fitted.run_link,
-        }
+        return conclude(domain, settings, fitted, verdict, plan.archive_snapshot)
