@@ -223,7 +223,6 @@ def test_a_publication_outlives_the_loss_of_the_store(place: Place) -> None:
     assert len(chaos.complete_products(domain, place.settings)) == 1
 
 
-@pytest.mark.skip(reason="the run is started again, but Prefect ends it: the deployment's concurrency lease is gone")
 def test_a_training_killed_alone_and_with_its_worker_goes_on_to_the_same_bits(place: Place) -> None:
     name, steps = "e-train", 14
     settings, domain = place.settings, place.domain(name)
