@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tasks.training.stages.latents import LatentSet
 
 PARENT_TAG = "mlflow.parentRunId"
-_VALIDATED_WINDOWS, _SPREAD_WINDOWS = 128, 12
+_VALIDATED_WINDOWS, _CALIBRATED_WINDOWS = 128, 24
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,11 @@ def assemble_prediff(
     plan: PreDiffPlan,
     results: tuple[StageResult, ...],
 ) -> Fitted:
-    """One checkpoint from all stages, its spread chosen on validation windows, registered as challenger."""
+    """One checkpoint from all stages, its members calibrated on validation windows, registered as challenger."""
     from models.prediff.forecaster import PreDiffForecaster
     from tasks.training.log import register_checkpoint
     from tasks.training.stages.alignment import AlignmentStage
-    from tasks.training.stages.assembly import choose_spread, measure_reading, save_prediff, take_weights
+    from tasks.training.stages.assembly import calibrate_members, measure_reading, save_prediff, take_weights
 
     place = _workplace(plan, domain, settings, data)
     network, train, held_out = _ready(place)
@@ -214,13 +214,12 @@ def assemble_prediff(
     take_weights(both.trained, weights["alignment"])
     config = network.config.model_copy(update={"reading": measure_reading(network, held_out, plan.seed)})
     forecaster = PreDiffForecaster(config, network)
-    windows = place.samples.held_out("val", _SPREAD_WINDOWS, wet=True)
-    spread, trials = choose_spread(forecaster, place.samples, windows, seed=plan.seed)
-    config = config.model_copy(update={"spread": spread})
+    windows = place.samples.held_out("val", _CALIBRATED_WINDOWS, wet=True)
+    config, trials = calibrate_members(forecaster, place.samples, windows, seed=plan.seed)
     best = save_prediff(place.folder / "best", config, network)
     name = registered_name(domain, "prediff")
     with place.tracking.run(experiment_of(domain.name), plan.preset, plan.run_id) as log:
-        log.table({"trials": [asdict(trial) for trial in trials], "chosen": spread}, "spread.json")
+        log.table({"trials": [asdict(trial) for trial in trials], "chosen": config.spread}, "spread.json")
         log.metrics({f"stage/{result.name}_loss": result.best for result in results})
         tags = {
             "squall.archive_snapshot": plan.archive_snapshot,

@@ -20,8 +20,8 @@ from tasks.training.stages.stage import StageConfig
 STAGES = ("autoencoder", "latents", "denoiser", "alignment")
 _PLAN = "prediff.json"
 # Shares of the budget; the rest is for encoding, choosing the spread, and judging.
-_SHARES = {"autoencoder": 0.07, "denoiser": 0.69, "alignment": 0.12}
-_TRAINED_WINDOWS = 3000
+_SHARES = {"autoencoder": 0.04, "denoiser": 0.72, "alignment": 0.12}
+_TRAINED_WINDOWS = 6000
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def plan_prediff(
         resume: MLflow run id of an earlier training.
         stage: With `resume`: do this stage, and what builds on it, again.
         request: What asks for it (a flow run's id): asking again goes on with the training that it began.
-        train_windows: Windows encoded for training; None: 3000.
+        train_windows: Windows encoded for training; None: 6000.
         seed: Of everything random.
 
     Raises:

@@ -11,6 +11,7 @@ from models.prediff.architecture import PreDiffArchitecture
 from models.prediff.calibration import ReadingCalibration
 from models.prediff.constraints import AnyConstraint, AverageIntensity
 from models.prediff.intensity_estimator import IntensityEstimatorConfig
+from models.prediff.mapping import QuantileMapping
 from models.prediff.objective import ObjectiveKind
 from models.prediff.samplers import SamplerConfig
 from models.transform import Transform
@@ -49,6 +50,8 @@ class PreDiffConfig(BaseModel):
     constraint: AnyConstraint = AverageIntensity()
     # How much of the constraint's value predictions from noise still show, measured after training; None: not measured.
     reading: ReadingCalibration | None = None
+    # From drawn to observed values, fitted on validation windows; None: members as they are drawn.
+    mapping: QuantileMapping | None = None
     # Factor on the noise a sample starts from; chosen on validation windows so that spread and error agree.
     spread: float = Field(default=1.0, gt=0)
 

@@ -119,7 +119,8 @@ class PreDiffForecaster:
                 self._draw(known, numbers[first : first + at_once], seed)[:, :lead_times, : u.shape[1], : u.shape[2], 0]
                 for first in range(0, members, at_once)
             ]
-            physical = self.config.transform.inverse(torch.cat(parts))
+            drawn, mapping = torch.cat(parts), self.config.mapping
+            physical = self.config.transform.inverse(drawn if mapping is None else mapping.apply(drawn))
             physical = torch.where(observed, physical, torch.nan)
         return np.asarray(physical.float().cpu().numpy(), np.float32)
 
