@@ -37,7 +37,7 @@ def train_prediff(
         resume: MLflow run id of an earlier training: finished stages are kept, an interrupted one goes on.
         stage: With `resume`: do autoencoder, latents, denoiser or alignment again, and what builds on it.
         as_of: Archive snapshot; default: the newest.
-        windows: Windows encoded for training; default: 3000.
+        windows: Windows encoded for training; default: 6000.
         seed: Of everything random.
         reason: Why this training was started.
     """
