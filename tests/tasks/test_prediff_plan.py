@@ -37,7 +37,8 @@ def domain() -> Domain:
 
 @pytest.fixture(scope="module")
 def begun(domain: Domain, settings: Settings, data: TrainingData) -> PreDiffPlan:
-    return plan_prediff(domain, settings, data, preset="prediff/tiny", budget=10 * MINUTE, seed=4, request="flow-1")
+    told: dict[str, Any] = {"budget": 10 * MINUTE, "train_windows": 400, "seed": 4}
+    return plan_prediff(domain, settings, data, preset="prediff/tiny", request="flow-1", **told)
 
 
 def test_a_model_to_start_from_is_refused_by_a_preset_that_is_not_anchored_to_one(
@@ -61,7 +62,7 @@ def test_a_preset_anchored_to_an_earthformer_takes_the_one_that_is_named(
 
 @pytest.mark.parametrize(
     "same",
-    [{}, {"budget": 10 * MINUTE}, {"seed": 4}, {"train_windows": 3000}, {"budget": 10 * MINUTE, "seed": 4}],
+    [{}, {"budget": 10 * MINUTE}, {"seed": 4}, {"train_windows": 400}, {"budget": 10 * MINUTE, "seed": 4}],
 )
 def test_a_training_goes_on_with_the_options_that_it_was_told(
     domain: Domain, settings: Settings, data: TrainingData, begun: PreDiffPlan, same: dict[str, Any]
@@ -75,7 +76,7 @@ def test_a_training_goes_on_with_the_options_that_it_was_told(
         ({"preset": "prediff/small-64"}, r"preset prediff/small-64 \(was prediff/tiny\)"),
         ({"budget": 20 * MINUTE}, r"budget 0:20:00 \(was 0:10:00\)"),
         ({"max_steps": 8}, r"max_steps 8 \(was not given\)"),
-        ({"train_windows": 24}, r"windows 24 \(was 3000\)"),
+        ({"train_windows": 24}, r"windows 24 \(was 400\)"),
         ({"seed": 5}, r"seed 5 \(was 4\)"),
         ({"from_model": "dale-earthformer@champion"}, r"from_model dale-earthformer@champion \(was not given\)"),
     ],
