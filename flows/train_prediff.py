@@ -10,6 +10,7 @@ from flows.conclusion import conclude
 from infra.attachment import running_settings
 from infra.settings import load_domain, parse_duration
 from tasks import steps
+from tasks.prediff_plan import read_plan
 
 
 @flow(name="train-prediff", flow_run_name="train {preset} for {domain}", log_prints=True)
@@ -45,6 +46,8 @@ def train_prediff(
     place = load_domain(domain, settings)
     print(f"training {preset} for {domain}: {reason}")
     with steps.in_turn(settings, f"train-prediff/{domain}"):
+        if resume is not None:
+            as_of = read_plan(settings, resume).archive_snapshot
         data = steps.sample_data(place, settings, as_of)
         limit = parse_duration(budget) if budget else None
         plan = steps.plan_prediff(
@@ -61,6 +64,8 @@ def train_prediff(
             train_windows=windows,
             seed=seed,
         )
+        if place.training.dataset is None:  # the samples outlive the archive's own history
+            steps.tag_snapshot(place, settings, f"train-{plan.run_id}", plan.archive_snapshot)
         first = steps.fit_autoencoder(place, settings, data, plan)
         steps.encode_windows(place, settings, data, plan)
         if settings.device == "cuda":  # both fit on one card beside each other; two CPU cores are better used in turn

@@ -150,9 +150,10 @@ class ModelRegistry:
             _copy_atomically(found.parent, folder)
         return folder
 
-    def registered_by(self, name: str, run_id: str) -> ModelVersion | None:
-        """The version of `name` that a run has registered; None where it has not."""
-        return next((found for found in self.versions(name) if found.run_id == run_id), None)
+    def registered_by(self, name: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion | None:
+        """The version of `name` that a run has registered with these tags, among others; None where it has not."""
+        mine = (found for found in self.versions(name) if found.run_id == run_id)
+        return next((found for found in mine if tags.items() <= found.tags.items()), None)
 
     def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of one registered version."""

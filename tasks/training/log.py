@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from infra.tracking import ModelVersion, RunLog, Tracking
 
 EXAMPLES = 3
+CONTENT_TAG = "squall.checkpoint_sha256"
 TAG_LENGTH = 5000  # MLflow's limit
 
 
@@ -107,18 +109,31 @@ def log_examples(log: RunLog, forecasters: Mapping[str, Forecaster], samples: Sa
         log.figure(picture, f"examples/{number}.png")
 
 
+def _digest(checkpoint: Path) -> str:
+    """SHA-256 of the checkpoint's files."""
+    whole = hashlib.sha256()
+    for path in sorted(checkpoint.iterdir()):
+        with path.open("rb") as file:
+            whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
 def register_checkpoint(
     tracking: Tracking, name: str, checkpoint: Path, log: RunLog, tags: Mapping[str, str]
 ) -> ModelVersion:
-    """Register a checkpoint as a version of `name` and make it the challenger; repeated, it is the same version."""
+    """Register a checkpoint as a version of `name` and make it the challenger; repeated, it is the same version.
+
+    A run that goes on to other weights, because a stage was done again, registers a version more.
+    """
     from infra.tracking import TensorSignature
 
     config = load_config(checkpoint)
     any_size: Sequence[int] = (-1, -1)
     signature = TensorSignature((-1, config.t_in, *any_size), (-1, -1, config.t_out, *any_size))
-    version = tracking.registered_by(name, log.run_id)
+    content = {CONTENT_TAG: _digest(checkpoint)}
+    version = tracking.registered_by(name, log.run_id, content)
     if version is None:
-        version = tracking.register(name, checkpoint, run_id=log.run_id, signature=signature, tags=tags)
+        version = tracking.register(name, checkpoint, run_id=log.run_id, signature=signature, tags={**tags, **content})
     if not version.aliases:
         tracking.challenge(name, version.version)
     return tracking.version(name, version.version)

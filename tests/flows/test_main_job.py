@@ -62,6 +62,8 @@ class Day:
     scores: frozenset[str]
     verified_again: dict[str, Any]
     scores_again: frozenset[str]
+    ensemble: dict[str, Any]
+    ensemble_again: dict[str, Any]
 
     @property
     def store(self) -> ObjectStore:
@@ -96,6 +98,7 @@ def day(tmp_path_factory: pytest.TempPathFactory, prefect_server: None, own_envi
     from flows.ingest import ingest
     from flows.nowcast import nowcast
     from flows.train import train
+    from flows.train_prediff import train_prediff
     from flows.verify import verify
 
     os.environ["SQUALL_HOME"] = str(tmp_path_factory.mktemp("home"))
@@ -122,6 +125,10 @@ def day(tmp_path_factory: pytest.TempPathFactory, prefect_server: None, own_envi
         found: dict[str, Any] = verify(domain=DOMAIN, **period(0, FRAMES + LEADS))
         return found
 
+    def draw(**asked: Any) -> dict[str, Any]:
+        found: dict[str, Any] = train_prediff(domain=DOMAIN, preset="prediff/tiny", **asked)
+        return found | {"run_id": Tracking(settings.tracking_uri).version(found["model"], found["version"]).run_id}
+
     appear(frames[:FRAMES])
     history = period(0, FRAMES - 1)
     return Day(
@@ -140,6 +147,8 @@ def day(tmp_path_factory: pytest.TempPathFactory, prefect_server: None, own_envi
         scores=keys(store, "scores/"),
         verified_again=score(),
         scores_again=keys(store, "scores/"),
+        ensemble=(ensemble := draw(max_steps=2, windows=16)),
+        ensemble_again=draw(resume=ensemble["run_id"], stage="alignment"),
     )
 
 
@@ -162,6 +171,16 @@ def test_a_training_is_registered_and_judged_with_a_reason(day: Day) -> None:
     assert version.aliases == (("champion",) if day.trained["promoted"] else ())
     assert version.tags["squall.ladder_rank"] == day.trained["ladder_rank"]
     assert [event.reason for event in tracking.history(MODEL)] == [day.trained["verdict"]]
+
+
+def test_a_prediff_is_trained_judged_and_taken_up_again_on_its_own_snapshot(day: Day) -> None:
+    first, again = day.ensemble, day.ensemble_again
+    same = 1  # a stage done again from the same seed ends with the same bits, which are registered already
+    assert (first["model"], first["version"], again["version"]) == ("simulated-prediff", 1, same)
+    assert first["verdict"].startswith("promoted: " if first["promoted"] else "not promoted: ")
+    assert (again["run_id"], again["archive_snapshot"]) == (first["run_id"], first["archive_snapshot"])
+    kept = open_archive(day.place, day.settings).repository.list_tags()
+    assert f"train-{first['run_id']}" in kept
 
 
 def test_a_product_opens_with_xarray_alone_and_it_still_rains(day: Day) -> None:

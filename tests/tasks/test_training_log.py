@@ -47,6 +47,11 @@ def test_a_registered_version_forecasts_in_physical_units_through_mlflow(trackin
     folder = save_checkpoint(tmp_path / "checkpoint", model, network.state_dict())
     with tracking.run("squall/tiny/training", "register") as log:
         version = register_checkpoint(tracking, "tiny-earthformer", folder, log, {"squall.archive_snapshot": "S"})
+        assert register_checkpoint(tracking, "tiny-earthformer", folder, log, {}) == version
+        changed = {key: value + 1 for key, value in network.state_dict().items()}
+        other = save_checkpoint(tmp_path / "again", model, changed)
+        assert register_checkpoint(tracking, "tiny-earthformer", other, log, {}).version == version.version + 1
+        tracking.challenge("tiny-earthformer", version.version)
     assert version.aliases == ("challenger",)
     assert version.tags["squall.archive_snapshot"] == "S"
     tracking.promote("tiny-earthformer", version.version, "above persistence")
