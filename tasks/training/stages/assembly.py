@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Fields = NDArray[np.float32]
 
 _READ_WINDOWS = 64  # calibrate_reading denoises so many at once
+_CALIBRATED = float(np.log(1.1))
 _FACTORS = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 
 
@@ -117,10 +118,11 @@ def calibrate_members(
     seed: int = 0,
     factors: Sequence[float] = _FACTORS,
 ) -> tuple[PreDiffConfig, list[SpreadTrial]]:
-    """The configuration with the factor on the initial noise for which spread and error agree best, and all trials.
+    """The configuration with the best factor on the initial noise, and all trials.
 
     Factors are tried on validation windows from 1 towards where spread over error approaches 1, until it moves away
-    again; each with the quantile mapping that its own members want.
+    again; each with the quantile mapping that its own members want. Of those within a tenth of 1 the one of the least
+    CRPS is taken; without any, the nearest.
     """
     trials: dict[float, tuple[SpreadTrial, PreDiffConfig]] = {}
 
@@ -135,7 +137,9 @@ def calibrate_members(
     step = 1 if trials[ordered[place]][0].spread_skill < 1 else -1
     while 0 <= place + step < len(ordered) and off(ordered[place + step]) < off(ordered[place]):
         place += step
-    return trials[ordered[place]][1], sorted((trial for trial, _ in trials.values()), key=lambda trial: trial.spread)
+    calibrated = [factor for factor in trials if off(factor) <= _CALIBRATED]
+    best = min(calibrated, key=lambda factor: trials[factor][0].crps) if calibrated else min(trials, key=off)
+    return trials[best][1], sorted((trial for trial, _ in trials.values()), key=lambda trial: trial.spread)
 
 
 def _try_spread(
