@@ -22,10 +22,12 @@ from models.prediff.intensity_estimator import AnticipatedIntensity
 from models.prediff.network import PreDiffNetwork
 from models.prediff.samplers import LatentSampler, SamplerConfig
 from models.prediff.solvers import Method, steps_taken
+from models.prediff.steering import steer
 from models.prediff.tiles import Box, CellNoise, LatentTiles
 from models.tiling import run_tiled
 
 Fields = npt.NDArray[np.float32]
+_LEAST_SHARE = 1e-2  # of the usual intensity; below it, targets and members count as equally dry
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class _Known:
     anchor: Tensor | None  # (1, T_out, h, w, c)
     tiles: LatentTiles
     anticipated: AnticipatedIntensity
+    observed: Tensor  # (y, x), whether the newest frame shows the cell
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class PreDiffForecaster:
         device: Where it runs.
         steps: Network evaluations per member; None: the configuration's.
         sampler: Method; None: the configuration's.
-        intensity: n of the average intensity mu + n sigma that every member is steered to; None: not steered.
+        intensity: n of the average intensity mu + n sigma that finished members are steered to; None: not steered.
         origin: Absolute latent (row, column) of the grid's first cell: windows of one domain then share its noise.
         batch: Members times tiles evaluated together.
         bf16: Run the denoiser under bfloat16 autocast.
@@ -110,18 +113,19 @@ class PreDiffForecaster:
         check_context(context, self.t_in)
         check_request(lead_times, self.t_out, members)
         u = self.config.transform.forward(torch.from_numpy(np.ascontiguousarray(context)).to(self.device))
-        observed = ~torch.isnan(u[-1])
         with torch.no_grad():
             known = self._known(context, u)
-            numbers = range(members)
-            at_once = max(1, self.batch // len(known.tiles.boxes())) if self.batch < members else members
-            parts = [
-                self._draw(known, numbers[first : first + at_once], seed)[:, :lead_times, : u.shape[1], : u.shape[2], 0]
-                for first in range(0, members, at_once)
-            ]
-            drawn, mapping = torch.cat(parts), self.config.mapping
-            physical = self.config.transform.inverse(drawn if mapping is None else mapping.apply(drawn))
-            physical = torch.where(observed, physical, torch.nan)
+            if self.intensity is None:
+                frames = self._members(known, range(members), seed, None)
+            else:
+                targets = known.anticipated.member_targets(self.intensity, range(members), seed=seed)
+                least = _LEAST_SHARE * self.config.estimator.scale
+                frames = steer(
+                    lambda numbers, commands: self._members(known, numbers, seed, commands),
+                    lambda found: self._read(found).clamp(min=least),
+                    targets.clamp(min=least),
+                )
+            physical = self.config.transform.inverse(frames[:, :lead_times])
         return np.asarray(physical.float().cpu().numpy(), np.float32)
 
     def anticipate(self, context: Fields) -> AnticipatedIntensity:
@@ -162,6 +166,7 @@ class PreDiffForecaster:
             anchor=None if anchor is None else self._encode(anchor, tiles),
             tiles=tiles,
             anticipated=self._anticipate(told),
+            observed=~torch.isnan(u[-1]),
         )
 
     def _encode(self, frames: Tensor, tiles: LatentTiles) -> Tensor:
@@ -171,15 +176,31 @@ class PreDiffForecaster:
         anticipated: AnticipatedIntensity = self.network.estimator(told.frames[None, ..., None], told.values[None])
         return anticipated
 
-    def _draw(self, known: _Known, members: Sequence[int], seed: int) -> Tensor:
-        """Frames (B, T_out, H, W, 1) of some members, network space."""
+    def _members(self, known: _Known, numbers: Sequence[int], seed: int, commands: Tensor | None) -> Tensor:
+        """Finished frames (M, T_out, y, x) of some members, network space, NaN where the newest frame was not seen."""
+        at_once = max(1, self.batch // len(known.tiles.boxes())) if self.batch < len(numbers) else len(numbers)
+        height, width = known.observed.shape
+        parts = []
+        for first in range(0, len(numbers), at_once):
+            some = slice(first, first + at_once)
+            told = None if commands is None else commands[some]
+            parts.append(self._draw(known, numbers[some], seed, told)[:, :, :height, :width, 0])
+        drawn, mapping = torch.cat(parts), self.config.mapping
+        return torch.where(known.observed, drawn if mapping is None else mapping.apply(drawn), torch.nan)
+
+    def _read(self, frames: Tensor) -> Tensor:
+        """The constraint's value of finished frames, mean over the lead times (M,)."""
+        return self.config.constraint.values(frames[..., None]).mean(dim=(1, 2))
+
+    def _draw(self, known: _Known, members: Sequence[int], seed: int, commands: Tensor | None) -> Tensor:
+        """Frames (B, T_out, H, W, 1) of some members, network space; guided to `commands` (B,) where there are any."""
         sampler = LatentSampler(
             _Tiled(self.network, known, self.batch).denoise, self.network.objective(), self.sampling
         )
         parts = self.config.architecture
         shape = (parts.t_out, *known.tiles.size, parts.autoencoder.latent_channels)
         noise = CellNoise(seed, members, self.origin, self.config.spread)
-        guidance, begun = self._guidance(known, members, seed), self._now()
+        guidance, begun = self._guidance(known, commands), self._now()
         residual = sampler.sample(known.context, shape, noise, len(members), guidance=guidance)
         latent = self.network.from_residual(residual, known.anchor)
         sampled = self._now()
@@ -195,13 +216,12 @@ class PreDiffForecaster:
             torch.cuda.synchronize(self.device)
         return perf_counter()
 
-    def _guidance(self, known: _Known, members: Sequence[int], seed: int) -> CalibratedGuidance | None:
-        if self.intensity is None:
+    def _guidance(self, known: _Known, commands: Tensor | None) -> CalibratedGuidance | None:
+        if commands is None:
             return None
-        target = known.anticipated.member_targets(self.intensity, members, seed=seed)
         schedule = self.network.objective().schedule
         estimate = _Tiled(self.network, known, self.batch).estimate
-        return CalibratedGuidance(estimate, schedule, target, calibration=self.config.reading)
+        return CalibratedGuidance(estimate, schedule, commands, calibration=self.config.reading)
 
 
 class _Tiled:

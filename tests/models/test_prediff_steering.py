@@ -1,0 +1,67 @@
+"""Steering by what came out: targets are met although commands are followed weakly, and members stay independent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from builders.ensembles import forecaster, tiny_prediff
+from builders.networks import rain_context
+from models.prediff.mapping import QuantileMapping
+from models.prediff.steering import steer
+
+TARGETS = torch.tensor([0.05, 0.1, 0.4, 0.2])
+
+
+class Weak:
+    """A sampler that follows only a power of the command, each member another one; never below `floor`."""
+
+    def __init__(self, power: float, floor: float = 0.0) -> None:
+        self.power, self.floor, self.drawn = power, floor, list[int]()
+
+    def draw(self, numbers: Sequence[int], commands: Tensor) -> Tensor:
+        """Frames (m, 2) that all show the same value."""
+        self.drawn += numbers
+        own = 0.12 * (1 + 0.1 * torch.tensor(numbers))
+        value = own * (commands / own) ** self.power
+        return value.clamp(min=self.floor)[:, None].expand(-1, 2)
+
+
+def mean(frames: Tensor) -> Tensor:
+    return frames.mean(dim=1)
+
+
+@pytest.mark.parametrize("power", [0.2, 0.3, 0.6, 1.0])
+def test_every_member_meets_its_target_however_weakly_commands_are_followed(power: float) -> None:
+    found = mean(steer(Weak(power).draw, mean, TARGETS))
+    assert float((found / TARGETS).log().abs().max()) < np.log(1.1)
+
+
+def test_what_cannot_be_reached_comes_as_near_as_it_can() -> None:
+    found = mean(steer(Weak(0.3, floor=0.08).draw, mean, TARGETS))
+    assert float(found[0]) == pytest.approx(0.08, rel=0.3)
+    assert float((found / TARGETS).log().abs()[1:].max()) < np.log(1.1)
+
+
+def test_a_member_within_a_tenth_of_its_target_is_drawn_once_and_none_depends_on_the_others() -> None:
+    exact = Weak(1.0)
+    steer(exact.draw, mean, TARGETS)
+    assert exact.drawn == [0, 1, 2, 3]
+    whole = steer(Weak(0.3).draw, mean, TARGETS)
+    assert torch.allclose(whole[:2], steer(Weak(0.3).draw, mean, TARGETS[:2]))
+
+
+def test_a_mapped_ensemble_is_steered_to_what_its_finished_frames_show() -> None:
+    mapping = QuantileMapping(drawn=(0.0, 0.05, 2.0), observed=(0.0, 0.0, 2.0))
+    model = forecaster(tiny_prediff(mapping=mapping), intensity=0.0)
+    context = rain_context(4, (16, 16))
+    members = model.forecast(context, 3, members=4, seed=1)
+    shown = model.config.transform.forward(torch.from_numpy(members)).mean(dim=(1, 2, 3))
+    targets = model.anticipate(context).member_targets(0.0, range(4), seed=1)
+    free = forecaster(model.config).forecast(context, 3, members=4, seed=1)
+    unsteered = model.config.transform.forward(torch.from_numpy(free)).mean(dim=(1, 2, 3))
+    assert float((shown / targets).log().abs().mean()) <= float((unsteered / targets).log().abs().mean())
