@@ -108,7 +108,10 @@ def train(
     preset: Annotated[
         str | None, typer.Option(help="Preset, such as small-64; default: the parent's or domain's.")
     ] = None,
-    from_model: Annotated[str | None, typer.Option(help="NAME@ALIAS to fine-tune; PreDiff: its anchor.")] = None,
+    from_model: Annotated[
+        str | None,
+        typer.Option(help="NAME@ALIAS to fine-tune; of a PreDiff, the Earthformer inside (no shipped preset has one)."),
+    ] = None,
     window: Annotated[
         str | None, typer.Option(help="Frames in, frames out, cells other than the model's: 13:12:64x64.")
     ] = None,

@@ -10,7 +10,7 @@ from flows.conclusion import conclude
 from infra.attachment import running_settings
 from infra.settings import load_domain, parse_duration
 from tasks import steps
-from tasks.prediff_plan import read_plan
+from tasks.prediff_plan import find_begun_plan, read_plan
 
 
 @flow(name="train-prediff", flow_run_name="train {preset} for {domain}", log_prints=True)
@@ -32,7 +32,7 @@ def train_prediff(
     Args:
         domain: A domain's name; its champion Earthformer is the anchor where the preset wants one.
         preset: `prediff/preset`.
-        from_model: Another anchor, `NAME@ALIAS`.
+        from_model: Another anchor, `NAME@ALIAS`, of a preset anchored to an Earthformer; none that is shipped is.
         budget: Wall time over all stages, such as `35min`; default: the domain's.
         max_steps: Optimiser steps of every stage instead of a budget.
         resume: MLflow run id of an earlier training: finished stages are kept, an interrupted one goes on.
@@ -46,8 +46,12 @@ def train_prediff(
     place = load_domain(domain, settings)
     print(f"training {preset} for {domain}: {reason}")
     with steps.in_turn(settings, f"train-prediff/{domain}"):
-        if resume is not None:
-            as_of = read_plan(settings, resume).archive_snapshot
+        begun = resume or find_begun_plan(settings, domain, steps.flow_run_id())
+        if begun is not None:
+            told = read_plan(settings, begun).archive_snapshot
+            if as_of not in (None, told):
+                raise ValueError(f"expected no as_of, or {told}, of a training that goes on; got {as_of}")
+            as_of = told
         data = steps.sample_data(place, settings, as_of)
         limit = parse_duration(budget) if budget else None
         plan = steps.plan_prediff(
@@ -68,12 +72,8 @@ def train_prediff(
             steps.tag_snapshot(place, settings, f"train-{plan.run_id}", plan.archive_snapshot)
         first = steps.fit_autoencoder(place, settings, data, plan)
         steps.encode_windows(place, settings, data, plan)
-        if settings.device == "cuda":  # both fit on one card beside each other; two CPU cores are better used in turn
-            waiting = steps.fit_alignment.submit(place, settings, data, plan)
-            results = (first, steps.fit_denoiser(place, settings, data, plan), waiting.result())
-        else:
-            second = steps.fit_denoiser(place, settings, data, plan)
-            results = (first, second, steps.fit_alignment(place, settings, data, plan))
+        second = steps.fit_denoiser(place, settings, data, plan)
+        results = (first, second, steps.fit_alignment(place, settings, data, plan))
         fitted = steps.assemble_prediff(place, settings, data, plan, results)
         verdict = steps.compare_ensemble_models(place, settings, data, fitted)
         return conclude(domain, settings, fitted, verdict, plan.archive_snapshot)

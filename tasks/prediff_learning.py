@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from infra.revision import code_revision
 from infra.settings import Domain, Settings
 from infra.tracking import RunLog, Tracking
+from tasks.contenders import device_of
 from tasks.learning import Fitted, cut_samples
 from tasks.prediff_plan import PreDiffPlan
 from tasks.rungs import registered_name
 from tasks.training.data import TrainingData
 from tasks.training.datasets import Sequences
-from tasks.training.resumption import experiment_of, training_folder
+from tasks.training.resumption import alone, experiment_of, training_folder
 from tasks.training.sample_set import SampleSet
 from tasks.training.samples import SampleSpec
 from tasks.training.stages.stage import StageResult
@@ -47,12 +48,16 @@ class _Workplace:
 
     @contextmanager
     def run(self, stage: str) -> Iterator[RunLog]:
-        """The stage's MLflow run below the training's; taken up again where the stage goes on."""
+        """The stage's MLflow run below the training's, taken up again where it goes on; one process at a time."""
+        with alone(self.folder / stage), self._run(stage) as log:
+            yield log
+
+    @contextmanager
+    def _run(self, stage: str) -> Iterator[RunLog]:
         marker = self.folder / stage / "run_id"
         earlier = marker.read_text() if marker.exists() else None
         tags = {PARENT_TAG: self.plan.run_id, "squall.stage": stage, "squall.domain": self.domain.name}
         with self.tracking.run(experiment_of(self.domain.name), stage, earlier, tags) as log:
-            marker.parent.mkdir(parents=True, exist_ok=True)
             marker.write_text(log.run_id)
             yield log
 
@@ -143,13 +148,14 @@ def _latents(place: _Workplace) -> tuple[LatentSet, LatentSet]:
     plan, config = place.plan, _config(place)
     network = start_network(config, Path(plan.anchor) if plan.anchor else None, plan.seed).eval()
     take_weights(network.autoencoder, place.folder / "autoencoder" / BEST)
-    folder = place.folder / "latents"
+    folder, device = place.folder / "latents", device_of(place.settings)
     chosen = choose_windows(place.samples, plan.seed, plan.train_windows)
     held_out = place.samples.held_out("val", _VALIDATED_WINDOWS, wet=True)
-    return (
-        build_latents(config, network, place.samples, folder, chosen, "train"),
-        build_latents(config, network, place.samples, folder, held_out, "val"),
-    )
+    with alone(folder):
+        return (
+            build_latents(config, network, place.samples, folder, chosen, "train", device),
+            build_latents(config, network, place.samples, folder, held_out, "val", device),
+        )
 
 
 def _ready(place: _Workplace) -> tuple[PreDiffNetwork, LatentSet, LatentSet]:
@@ -201,6 +207,8 @@ def assemble_prediff(
     results: tuple[StageResult, ...],
 ) -> Fitted:
     """One checkpoint from all stages, its members calibrated on validation windows, registered as challenger."""
+    import torch
+
     from models.prediff.forecaster import PreDiffForecaster
     from tasks.training.log import register_checkpoint
     from tasks.training.stages.alignment import AlignmentStage
@@ -213,7 +221,7 @@ def assemble_prediff(
     both = AlignmentStage(network, train, held_out, seed=plan.seed, batch_size=1)
     take_weights(both.trained, weights["alignment"])
     config = network.config.model_copy(update={"reading": measure_reading(network, held_out, plan.seed)})
-    forecaster = PreDiffForecaster(config, network)
+    forecaster = PreDiffForecaster(config, network, torch.device(device_of(settings)))
     windows = place.samples.held_out("val", _CALIBRATED_WINDOWS, wet=True)
     config, trials = calibrate_members(forecaster, place.samples, windows, seed=plan.seed)
     best = save_prediff(place.folder / "best", config, network)

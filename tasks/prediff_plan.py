@@ -7,6 +7,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 from infra.revision import code_revision
 from infra.settings import Domain, Settings
@@ -96,9 +97,11 @@ def plan_prediff(
     if stage is not None and (stage not in STAGES or resume is None):
         raise ValueError(f"expected a stage of {', '.join(STAGES)} of a training to resume; got {stage!r}, {resume!r}")
     tracking = Tracking(settings.tracking_uri)
-    begun = tracking.find_tagged(experiment_of(domain.name), REQUEST_TAG, request) if request and not resume else None
-    if resume or begun:
-        plan = read_plan(settings, resume or begun or "")
+    begun = resume or find_begun_plan(settings, domain.name, request)
+    if begun is not None:
+        plan = read_plan(settings, begun)
+        if data.info.archive_snapshot != plan.archive_snapshot:
+            raise ValueError(f"expected samples of {plan.archive_snapshot}; got {data.info.archive_snapshot}")
         if resume:
             asked = {"preset": preset, "from_model": from_model, "budget": budget, "max_steps": max_steps}
             keep_to(_told(plan), **asked, windows=train_windows, seed=seed or None)
@@ -129,8 +132,21 @@ def plan_prediff(
         log.params({key: value for key, value in asdict(plan).items() if value not in (None, "")})
     folder = training_folder(settings, plan.run_id)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _PLAN).write_text(json.dumps(asdict(plan), indent=2))
+    partial = folder / f"{_PLAN}.part"
+    partial.write_text(json.dumps(asdict(plan), indent=2))
+    partial.replace(folder / _PLAN)
     return plan
+
+
+def find_begun_plan(settings: Settings, domain: str, request: str | None) -> str | None:
+    """MLflow run of the PreDiff training that a request began before its process was killed; None where there is none.
+
+    A run that was killed before its plan was written does not count.
+    """
+    if request is None:
+        return None
+    run_id = Tracking(settings.tracking_uri).find_tagged(experiment_of(domain), REQUEST_TAG, request)
+    return run_id if run_id is not None and (training_folder(settings, run_id) / _PLAN).exists() else None
 
 
 def _find_anchor(preset: str, from_model: str | None, domain: Domain, settings: Settings) -> Champion | None:
@@ -166,5 +182,8 @@ def read_plan(settings: Settings, run_id: str) -> PreDiffPlan:
 def _forget(folder: Path, stage: str) -> None:
     """Drop a stage and all that builds on it: denoiser and alignment network need the latents, not each other."""
     builds_on = {"autoencoder": STAGES, "latents": STAGES[1:], "denoiser": ("denoiser",), "alignment": ("alignment",)}
-    for name in builds_on[stage]:
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in reversed(builds_on[stage]):  # killed in between, what is left never builds on what is gone
+        if (folder / name).exists():
+            dropped = folder / f".{name}.{uuid4().hex}"
+            (folder / name).rename(dropped)
+            shutil.rmtree(dropped)

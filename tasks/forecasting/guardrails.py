@@ -59,16 +59,18 @@ def guard(values: Fields, context: Context, intensity: float | None = None) -> t
     return (*kept, _not_dried(values, context, 0.0 if drought else _KEPT), *_differing(values, context))
 
 
-def limit_overshoot(values: Fields, context: Context) -> None:
-    """Give the few cells of an ensemble that lie above the quantity's ceiling that ceiling, in place.
+def limit_overshoot(values: Fields, context: Context) -> Guardrail:
+    """Give the few cells of an ensemble that lie above the quantity's ceiling that ceiling, in place; their share.
 
     A sampler's tails are long: one cell of a million must not cost the ensemble. Values of one member, infinite ones,
     and more than one cell in 100 000 are left to `guard`.
     """
     ceiling = QUANTITIES[context.quantity].ceiling
     above = np.isfinite(values) & (values > ceiling)
-    if len(values) > 1 and above.sum() <= _OVERSHOT * values.size:
+    share = float(above.mean())
+    if len(values) > 1 and share <= _OVERSHOT:
         values[above] = ceiling
+    return Guardrail("overshot_share", share, _OVERSHOT)
 
 
 def _kept(name: str, found: float, limit: float, *, above: bool) -> Guardrail:

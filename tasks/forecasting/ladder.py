@@ -176,8 +176,8 @@ def _climb(
     done = perf_counter()
     values = np.require(values, np.float32, ["C", "W"])
     np.copyto(values, np.float32(np.nan), where=~context.observed.values)
-    limit_overshoot(values, context)
-    guardrails = guard(values, context, request.intensity)
+    overshot = limit_overshoot(values, context)
+    guardrails = (*guard(values, context, request.intensity), overshot)
     if context.quantity != "equivalent_reflectivity_factor":
         np.maximum(values, 0, out=values)
     if ensemble is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.checkpoint import load_config
+from models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_config
 from models.forecaster import Forecaster
 from tasks.training.config import TrainConfig
 from tasks.training.evaluation import Evaluation, forecast_all
@@ -112,9 +112,9 @@ def log_examples(log: RunLog, forecasters: Mapping[str, Forecaster], samples: Sa
 def _digest(checkpoint: Path) -> str:
     """SHA-256 of the checkpoint's files."""
     whole = hashlib.sha256()
-    for path in sorted(checkpoint.iterdir()):
-        with path.open("rb") as file:
-            whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        with (checkpoint / name).open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()
 
 

@@ -64,6 +64,7 @@ def build_latents(
     folder: Path,
     windows: Sequence[Window],
     name: str,
+    device: str = "cpu",
 ) -> LatentSet:
     """The latents of `windows`, from `folder` as far as they are there.
 
@@ -74,13 +75,14 @@ def build_latents(
         folder: Belongs to this autoencoder, this anchor and these samples.
         windows: Which, in this order.
         name: Of the split.
+        device: Where the networks run.
     """
     path = folder / f"{name}.zarr"
     group = zarr.open_group(path, mode="a")
     done = int(str(group.attrs.get("windows", 0)))
     rest = range(done, len(windows), BATCH)
     if len(rest):
-        encoder = _Encoder(config, network, samples.reader())
+        encoder = _Encoder(config, network, samples.reader(), torch.device(device))
         for first in track(rest, f"encoding {name} windows"):
             chunk = windows[first : first + BATCH]
             for key, value in encoder.encode(chunk).items():
@@ -90,14 +92,14 @@ def build_latents(
 
 
 class _Encoder:
-    def __init__(self, config: PreDiffConfig, network: PreDiffNetwork, reader: Reader) -> None:
-        self.config, self.network, self.reader = config, network, reader
-        self.forecaster = PreDiffForecaster(config, network)
+    def __init__(self, config: PreDiffConfig, network: PreDiffNetwork, reader: Reader, device: torch.device) -> None:
+        self.config, self.network, self.reader, self.device = config, network, reader, device
+        self.forecaster = PreDiffForecaster(config, network, device)
 
     def encode(self, windows: Sequence[Window]) -> dict[str, NDArray[Any]]:
         """Arrays of `windows`, batch first."""
         config, fields = self.config, self.reader.read(windows)
-        u = config.transform.forward(torch.from_numpy(fields))
+        u = config.transform.forward(torch.from_numpy(fields).to(self.device))
         told = [known_context(window[: config.t_in], config.constraint, config.context_frames) for window in u]
         newest = torch.stack([one.frames for one in told])
         found: dict[str, Tensor] = {
@@ -111,7 +113,9 @@ class _Encoder:
         if config.anchor != "none":
             found["anchor"] = self._mean(self._anchors(fields[:, : config.t_in])[..., None])
         exact = ("known", "values")
-        return {key: value.numpy().astype(np.float32 if key in exact else np.float16) for key, value in found.items()}
+        return {
+            key: value.cpu().numpy().astype(np.float32 if key in exact else np.float16) for key, value in found.items()
+        }
 
     def _anchors(self, contexts: NDArray[np.float32]) -> Tensor:
         """Contexts (n, t_in, y, x), physical units → the anchor's forecasts (n, T_out, y, x), network space."""
