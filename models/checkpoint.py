@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,8 @@ def write_files(
 ) -> Path:
     """Write weights of `network` and the JSON text of its configuration into `folder` (created), each at once.
 
+    The same weights give the same bytes.
+
     Raises:
         CheckpointError: `state` is not of `network`.
     """
@@ -70,7 +73,8 @@ def write_files(
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
     staged = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
-    save_file(weights, staged, metadata=dict(metadata))
+    # One entry: of several safetensors writes the order at random, and equal weights would be unequal files.
+    save_file(weights, staged, metadata={"squall": json.dumps(dict(metadata), sort_keys=True)})
     staged.replace(folder / WEIGHTS_FILE)
     staged = folder / f".{CONFIG_FILE}.{os.getpid()}"
     staged.write_text(config + "\n")

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from builders.networks import batch_of, flow_anchored_config, rain_context, small_architecture, small_config
+from models.checkpoint import WEIGHTS_FILE
 from models.configuration import ForecasterConfig, build_network
 from models.forecaster import CheckpointError, load_checkpoint, load_forecaster, save_checkpoint
 
@@ -37,6 +38,13 @@ def test_a_saved_network_comes_back_bit_equal(tmp_path: Path, anchor: str) -> No
     x = batch_of(config.architecture)
     assert torch.equal(loaded(x), network(x))
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    config = small_config()
+    weights = build_network(config).state_dict()
+    files = {(save_checkpoint(tmp_path / str(n), config, weights) / WEIGHTS_FILE).read_bytes() for n in range(8)}
+    assert len(files) == 1
 
 
 def test_loading_draws_nothing_from_the_random_generators(tmp_path: Path) -> None:
