@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -212,7 +212,8 @@ def assemble_prediff(
     from models.prediff.forecaster import PreDiffForecaster
     from tasks.training.log import register_checkpoint
     from tasks.training.stages.alignment import AlignmentStage
-    from tasks.training.stages.assembly import calibrate_members, measure_reading, save_prediff, take_weights
+    from tasks.training.stages.assembly import measure_reading, save_prediff, take_weights
+    from tasks.training.stages.member_calibration import calibrate_members, choose_steps
 
     place = _workplace(plan, domain, settings, data)
     network, train, held_out = _ready(place)
@@ -223,10 +224,12 @@ def assemble_prediff(
     config = network.config.model_copy(update={"reading": measure_reading(network, held_out, plan.seed)})
     forecaster = PreDiffForecaster(config, network, torch.device(device_of(settings)))
     windows = place.samples.held_out("val", _CALIBRATED_WINDOWS, wet=True)
-    config, trials = calibrate_members(forecaster, place.samples, windows, seed=plan.seed)
+    config, tried = choose_steps(forecaster, place.samples, windows[::2], seed=plan.seed)
+    config, trials = calibrate_members(replace(forecaster, config=config), place.samples, windows, seed=plan.seed)
     best = save_prediff(place.folder / "best", config, network)
     name = registered_name(domain, "prediff")
     with place.tracking.run(experiment_of(domain.name), plan.preset, plan.run_id) as log:
+        log.table({"trials": [asdict(trial) for trial in tried], "chosen": config.sampler.steps}, "steps.json")
         log.table({"trials": [asdict(trial) for trial in trials], "chosen": config.spread}, "spread.json")
         log.metrics({f"stage/{result.name}_loss": result.best for result in results})
         tags = {

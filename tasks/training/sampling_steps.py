@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -126,7 +126,24 @@ def steps_table(comparison: EnsembleComparison, variants: Mapping[str, SamplerSe
     return [replace(row, chosen=chosen is not None and row.name == chosen.name) for row in ordered]
 
 
-def fewest_steps(rows: Sequence[StepsRow], tolerance: float = TOLERANCE) -> StepsRow | None:
+class Trial(Protocol):
+    """Sampler steps that were tried."""
+
+    @property
+    def steps(self) -> int:
+        """Of the sampler."""
+        ...
+
+    @property
+    def crps(self) -> float:
+        """Fair CRPS; NaN = no evidence."""
+        ...
+
+
+AnyTrial = TypeVar("AnyTrial", bound=Trial)
+
+
+def fewest_steps(rows: Sequence[AnyTrial], tolerance: float = TOLERANCE) -> AnyTrial | None:
     """The row with the fewest steps among those within `tolerance` of the best CRPS, of equals the best; None of none.
 
     A NaN (no evidence) is never within.
