@@ -1,4 +1,4 @@
-"""Ensembles side by side on a domain's held-out windows: the table, the figures and the pictures of a comparison."""
+"""Models on a domain's held-out windows: ensembles side by side, and one ensemble steered to several intensities."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from infra.attachment import running_settings
 from infra.settings import load_domain
 from tasks import steps
 from tasks.benchmarking import DEFAULT_MODELS, EnsembleBenchmark
+from tasks.steering_benchmark import DEFAULT_INTENSITIES, AlignmentBenchmark
 
 
 @flow(name="benchmark-ensembles", flow_run_name="benchmark {domain}", log_prints=True)
@@ -51,5 +52,44 @@ def benchmark_ensembles(
     )
     data = steps.sample_data(place, settings, as_of)
     report = steps.compare_ensembles(place, settings, data, asked)
+    print(report.text)
+    return report.as_dict()
+
+
+@flow(name="benchmark-alignment", flow_run_name="steer {domain}", log_prints=True)
+def benchmark_alignment(
+    domain: str,
+    model: str = "prediff",
+    intensities: list[float] | None = None,
+    windows: int = 16,
+    members: int = 8,
+    sampler_steps: list[str] | None = None,
+    as_of: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Steer a PreDiff's ensembles to several average intensities and read off what came out.
+
+    Args:
+        domain: A domain's name.
+        model: `NAME@ALIAS`, `NAME/VERSION` or `prediff`, the domain's champion.
+        intensities: n of mu + n sigma.
+        windows: Wet windows of the test split, at most.
+        members: Of each ensemble.
+        sampler_steps: Settings such as `20` or `ddim:50`; default: the model's own.
+        as_of: Archive snapshot; default: the newest.
+        seed: Of everything random.
+    """
+    settings = running_settings()
+    place = load_domain(domain, settings)
+    asked = AlignmentBenchmark(
+        model=model,
+        intensities=tuple(intensities or DEFAULT_INTENSITIES),
+        windows=windows,
+        members=members,
+        seed=seed,
+        steps=tuple(sampler_steps or ()),
+    )
+    data = steps.sample_data(place, settings, as_of)
+    report = steps.compare_intensities(place, settings, data, asked)
     print(report.text)
     return report.as_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,10 @@ from infra.revision import code_revision
 from infra.settings import Domain, Settings
 from infra.tracking import RunLog, Tracking
 from tasks.contenders import device_of, line_up, load_networks, sampling_variants, window_spec
+from tasks.learning import cut_samples
 from tasks.training.data import TrainingData
 from tasks.training.datasets import Sequences
-from tasks.training.datasets.sampling import DatasetSamples
 from tasks.training.sample_set import SampleSet
-from tasks.training.samples import SampleSource
 
 if TYPE_CHECKING:
     from tasks.training.ensemble_table import EnsembleRow
@@ -103,7 +102,7 @@ def compare_domain_ensembles(
     torch.set_num_threads(settings.threads)
     networks = load_networks(asked.models, domain, settings, data.info)
     spec = window_spec(domain, data.info, networks)
-    samples = SampleSource(data, spec) if isinstance(data, TrainingData) else DatasetSamples(data, spec)
+    samples = cut_samples(data, spec)
     forecasters = line_up(asked.models, networks, samples)
     variants = sampling_variants(forecasters, asked.steps)
     forecasters |= {name: variant for name, (variant, _) in variants.items()}
@@ -111,7 +110,7 @@ def compare_domain_ensembles(
     thresholds = domain.training.thresholds or domain.verification.thresholds
     tracking = Tracking(settings.tracking_uri)
     with tracking.run(EXPERIMENT, domain.name) as log:
-        _log_origin(log, domain, asked, samples)
+        log_origin(log, domain, samples, asked)
         comparison = compare_ensembles(
             forecasters,
             samples,
@@ -132,9 +131,10 @@ def compare_domain_ensembles(
     return BenchmarkReport(as_text(rows, comparison), tuple(rows), tuple(steps), len(windows), link)
 
 
-def _log_origin(log: RunLog, domain: Domain, asked: EnsembleBenchmark, samples: SampleSet) -> None:
-    told = {"models": ",".join(asked.models), "members": asked.members, "seed": asked.seed, "windows": asked.windows}
-    log.params(told)
+def log_origin(log: RunLog, domain: Domain, samples: SampleSet, asked: object) -> None:
+    """Log what was asked for (a dataclass), of which domain, on which snapshot and split, with which code."""
+    told = {field.name: getattr(asked, field.name) for field in fields(asked)}  # type: ignore[arg-type]
+    log.params({name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in told.items()})
     log.tags(
         {
             "squall.domain": domain.name,

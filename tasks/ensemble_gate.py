@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from infra.settings import Domain, Settings
-from infra.tracking import ModelMissing, Tracking, TrackingUnavailable
+from infra.tracking import ModelMissing, Tracking
 from tasks.contenders import device_of, line_up, load_networks
 from tasks.learning import Fitted, cut_samples
 from tasks.rungs import RANK_TAG, find_champion, registered_name
@@ -94,7 +94,7 @@ def _champion_earthformer(
 
     try:
         found = load_networks(["earthformer"], domain, settings, data.info)["earthformer"]
-    except (ModelMissing, TrackingUnavailable, ValueError, OSError):
+    except (ModelMissing, ValueError):
         return None
     fits = found.t_in <= fitted.spec.t_in and found.t_out >= fitted.spec.t_out
     return found if fits and isinstance(found, NetworkForecaster) else None

@@ -21,7 +21,7 @@ from tasks.training.stages.stage import StageConfig
 STAGES = ("autoencoder", "latents", "denoiser", "alignment")
 _PLAN = "prediff.json"
 # Shares of the budget; the rest is for encoding, choosing the spread, and judging.
-_SHARES = {"autoencoder": 0.04, "denoiser": 0.72, "alignment": 0.12}
+_SHARES = {"autoencoder": 0.07, "denoiser": 0.7, "alignment": 0.11}
 _TRAINED_WINDOWS = 6000
 
 

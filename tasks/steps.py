@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.tasks import exponential_backoff
 
-from tasks import benchmarking, cycle, ensemble_gate, learning, prediff_learning, prediff_plan
+from tasks import benchmarking, cycle, ensemble_gate, learning, prediff_learning, prediff_plan, steering_benchmark
 from tasks.feeds import FrameRejected
 from tasks.training import resumption, turns
 from tasks.verification import degradation, skill_log
@@ -84,6 +84,9 @@ compare_ensemble_models = _step(ensemble_gate.compare_ensemble_models, retries=1
 compare_models = _step(learning.compare_models, retries=1, minutes=120, tags={"model"})
 promote_model = _step(learning.promote_model, retries=3, minutes=5, tags={"registry"})
 compare_ensembles = _step(benchmarking.compare_domain_ensembles, retries=0, minutes=24 * 60, tags={"model", "gpu"})
+compare_intensities = _step(
+    steering_benchmark.compare_domain_intensities, retries=0, minutes=24 * 60, tags={"model", "gpu"}
+)
 
 
 def announce(event: str, domain: str, **payload: object) -> None:

@@ -135,6 +135,14 @@ class PreDiffForecaster:
         with torch.no_grad():
             return self._anticipate(known_context(u, self.config.constraint, self.config.context_frames))
 
+    def achieved(self, forecast: Fields) -> npt.NDArray[np.float64]:
+        """What members aim at, as read off a forecast (M, T_out, y, x), physical units, NaN = not forecast.
+
+        The constraint's value in network space, mean over the lead times (M,); NaN where a lead has no value at all.
+        """
+        u = self.config.transform.forward(torch.from_numpy(np.ascontiguousarray(forecast)))
+        return np.asarray(self._read(u).numpy(), np.float64)
+
     def anchor_forecast(self, context: Fields) -> Tensor | None:
         """What members are drawn around: (T_out, y, x), network space, without gaps; None without an anchor."""
         config, inner = self.config, self.config.anchor_model

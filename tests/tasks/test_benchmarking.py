@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from builders.ensembles import write_prediff
 from builders.networks import small_config
 from builders.nowcasts import small_domain, write_archive
 from infra.settings import Domain, Settings
@@ -15,7 +16,9 @@ from models.checkpoint import save_checkpoint
 from models.configuration import build_network
 from tasks.benchmarking import EXPERIMENT, EnsembleBenchmark, compare_domain_ensembles
 from tasks.learning import sample_data
+from tasks.steering_benchmark import AlignmentBenchmark, compare_domain_intensities
 from tasks.training.data import TrainingData
+from tasks.training.intensity_table import IntensityRow, is_monotone
 
 SIGNATURE = TensorSignature((-1, 3, -1, -1), (-1, -1, 3, -1, -1))
 FRAMES, SIDE = 180, 16
@@ -33,7 +36,7 @@ def drifting(frames: int = FRAMES) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Domain, Settings, TrainingData]:
-    """Fifteen hours of rain in an archive, and two Earthformers: one of this grid, one of four times its cells."""
+    """Fifteen hours of rain in an archive, a PreDiff, and two Earthformers: one of this grid, one of larger cells."""
     root = tmp_path_factory.mktemp("world")
     domain = small_domain(root, lead_times=3)
     training = domain.training.model_copy(update={"event_limit": None})
@@ -47,6 +50,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Domain, Settings, T
             save_checkpoint(root / name, config, build_network(config).state_dict())
             found = tracking.register(name, root / name, run_id=log.run_id, signature=SIGNATURE)
             tracking.promote(name, found.version, "for this test")
+        write_prediff(root / "prediff")
+        tracking.register("meadow-prediff", root / "prediff", run_id=log.run_id, signature=SIGNATURE)
     data = sample_data(domain, settings)
     assert isinstance(data, TrainingData)
     return domain, settings, data
@@ -83,7 +88,7 @@ def test_its_origin_is_in_the_run(world: tuple[Domain, Settings, TrainingData]) 
 
 def test_what_cannot_take_part_is_refused_in_words(world: tuple[Domain, Settings, TrainingData]) -> None:
     with pytest.raises(ModelMissing):
-        compare_domain_ensembles(*world, EnsembleBenchmark(("prediff",)))
+        compare_domain_ensembles(*world, EnsembleBenchmark(("prediff@champion",)))
     with pytest.raises(ValueError, match="trained on other data"):
         compare_domain_ensembles(*world, EnsembleBenchmark(("fen-earthformer@champion",)))
     with pytest.raises(ValueError, match="sampler steps among persistence"):
@@ -96,3 +101,34 @@ def test_a_file_without_an_i3d_is_refused_before_anything_is_forecast(
     (tmp_path / "i3d.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"i3d\.pt"):
         compare_domain_ensembles(*world, EnsembleBenchmark(("persistence",), i3d=tmp_path / "i3d.pt"))
+
+
+def test_steered_members_are_read_off_beside_members_that_are_not(world: tuple[Domain, Settings, TrainingData]) -> None:
+    asked = AlignmentBenchmark("meadow-prediff/1", (2.0, -2.0), windows=2, members=2, steps=("2", "3"))
+    report = compare_domain_intensities(*world, asked)
+    assert [(row.steps, row.intensity) for row in report.rows] == [
+        (steps, intensity) for steps in (2, 3) for intensity in (None, -2.0, 2.0)
+    ]
+    free, low, high = report.rows[:3]
+    assert np.isnan(free.target)
+    assert free.crps_cost == 0.0
+    assert low.target < high.target
+    assert high.off_target >= 0.0
+    assert high.crps_cost == pytest.approx(high.crps / free.crps - 1)
+    assert report.as_dict()["rows"][0]["target"] is None
+    assert set(report.monotone) == {"meadow-prediff/1 2", "meadow-prediff/1 3"}
+
+
+def test_only_what_can_be_steered_is_steered(world: tuple[Domain, Settings, TrainingData]) -> None:
+    with pytest.raises(ValueError, match="can be steered; got earthformer"):
+        compare_domain_intensities(*world, AlignmentBenchmark("earthformer", windows=1))
+
+
+@pytest.mark.parametrize(("achieved", "monotone"), [((0.1, 0.2, 0.3), True), ((0.1, 0.3, 0.2), False)])
+def test_monotone_is_more_wherever_more_was_asked_for(achieved: tuple[float, ...], monotone: bool) -> None:
+    free = IntensityRow("one", 10, None, np.nan, 0.5, np.nan, 1.0, 0.0, 1.0)
+    steered = [
+        IntensityRow("one", 10, n, 0.2, found, 0.1, 1.0, 0.0, 1.0)
+        for n, found in zip((-1, 0, 1), achieved, strict=True)
+    ]
+    assert is_monotone([free, *reversed(steered)]) is monotone
