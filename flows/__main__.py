@@ -120,7 +120,10 @@ def train(
     stage: Annotated[
         str | None, typer.Option(help="PreDiff, with --resume: autoencoder, latents, denoiser or alignment again.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split's order, the draws and the weights.")] = 0,
+    autoencoder: Annotated[str | None, typer.Option(help="PreDiff: NAME@ALIAS of an imported one to keep.")] = None,
+    denoiser: Annotated[str | None, typer.Option(help="PreDiff: the same of the denoiser.")] = None,
+    alignment: Annotated[str | None, typer.Option(help="PreDiff: the same of the alignment network.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of order, draws and weights; default: 0.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a challenger, compare it with the champion and both baselines, promote it or not."""
@@ -128,6 +131,8 @@ def train(
     from flows.train import train as flow
     from flows.train_prediff import train_prediff
 
+    parts = {"autoencoder": autoencoder, "denoiser": denoiser, "alignment": alignment}
+    imported = {part: reference for part, reference in parts.items() if reference is not None}
     name = preset if preset is None or "/" in preset else f"{model}/{preset}"
     if name is not None and name.startswith("prediff/"):
         if window is not None:
@@ -135,12 +140,13 @@ def train(
                 f"expected no --window with {name}, whose preset says its frames and cells; got {window!r}"
             )
         told = {"from_model": from_model, "budget": budget, "resume": resume, "stage": stage, "seed": seed}
-        _run(train_prediff, as_json, domain=domain, preset=name, **told)
+        _run(train_prediff, as_json, domain=domain, preset=name, imported=imported or None, **told)
         return
     if model != "earthformer" and (name is None or not name.startswith(f"{model}/")):
         raise ValueError(f"expected --preset with --model {model}; `squall model list` shows all presets")
-    if stage is not None:
-        raise ValueError(f"expected --stage with --model prediff and its --preset; got {stage!r} for an Earthformer")
+    if lost := {**({"stage": stage} if stage is not None else {}), **imported}:
+        option, value = next(iter(lost.items()))
+        raise ValueError(f"expected --{option} with --model prediff and its --preset; got {value!r} for an Earthformer")
     _run(
         flow,
         as_json,

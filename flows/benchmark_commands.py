@@ -71,7 +71,7 @@ def alignment(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
 ) -> None:
     """Steer ensembles to several average intensities: what was asked for, what came out, what it costs in CRPS."""
-    asked = _numbers(intensities)
+    asked = [parse_intensity(word) for word in _listed(intensities) or ()]
     enter()
     from flows.benchmark import benchmark_alignment as flow
 
@@ -92,18 +92,6 @@ def alignment(
     printing.show(found, as_json)
     title = f"{found['windows']} wet held-out windows, {members} members; intensities in network units"
     printing.show_rows(title, rows, as_json)
-
-
-def _numbers(text: str) -> list[float]:
-    """Comma-separated numbers of standard deviations.
-
-    Raises:
-        typer.BadParameter: a word that is none, or one beyond what an intensity may be.
-    """
-    try:
-        return [parse_intensity(word) for word in text.split(",") if word.strip()]
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--intensities") from None
 
 
 def _listed(text: str) -> list[str] | None:

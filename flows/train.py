@@ -24,7 +24,7 @@ def train(
     resume: str | None = None,
     as_of: str | None = None,
     window: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     reason: str = "asked for",
 ) -> dict[str, Any]:
     """Train a challenger on the archive and let the promotion gate decide.
@@ -41,13 +41,13 @@ def train(
             preset, snapshot, number of steps, window or model to start from is refused.
         as_of: Archive snapshot; default: the newest.
         window: Frames in, frames out and cells other than the model's, such as `13:12:64x64`.
-        seed: Of order, draws and initial weights.
+        seed: Of order, draws and initial weights; default: 0.
         reason: Why this training was started.
     """
     settings = running_settings()
     place = load_domain(domain, settings)
     if resume is not None:
-        asked = {"preset": preset, "from_model": from_model, "max_steps": max_steps, "seed": seed or None}
+        asked = {"preset": preset, "from_model": from_model, "max_steps": max_steps, "seed": seed}
         keep_to(asdict(find_interrupted(settings, resume)), **asked, archive_snapshot=as_of, window=window)
     print(f"training for {domain}: {reason}")
     with steps.in_turn(settings, f"train/{domain}"):
@@ -70,7 +70,7 @@ def train(
             resume=resume,
             request=request,
             window=window,
-            seed=seed,
+            seed=seed or 0,
         )
         verdict = steps.compare_models(place, settings, data, fitted)
         return conclude(domain, settings, fitted, verdict, data.info.archive_snapshot)

@@ -24,7 +24,8 @@ def train_prediff(
     stage: str | None = None,
     as_of: str | None = None,
     windows: int | None = None,
-    seed: int = 0,
+    imported: dict[str, str] | None = None,
+    seed: int | None = None,
     reason: str = "asked for",
 ) -> dict[str, Any]:
     """Train a PreDiff on the archive and let the ensemble gate decide.
@@ -39,7 +40,8 @@ def train_prediff(
         stage: With `resume`: do autoencoder, latents, denoiser or alignment again, and what builds on it.
         as_of: Archive snapshot; default: the newest.
         windows: Windows encoded for training; default: 6000.
-        seed: Of everything random.
+        imported: Registered components taken as they are: `NAME@ALIAS` of an autoencoder, denoiser, alignment network.
+        seed: Of everything random; default: 0.
         reason: Why this training was started.
     """
     settings = running_settings()
@@ -66,6 +68,7 @@ def train_prediff(
             stage=stage,
             request=steps.flow_run_id(),
             train_windows=windows,
+            imported=imported,
             seed=seed,
         )
         if place.training.dataset is None:  # the samples outlive the archive's own history

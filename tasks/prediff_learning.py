@@ -17,6 +17,7 @@ from infra.settings import Domain, Settings
 from infra.tracking import RunLog, Tracking
 from tasks.contenders import device_of
 from tasks.learning import Fitted, cut_samples
+from tasks.prediff_import import imported_result, imported_weights
 from tasks.prediff_plan import PreDiffPlan
 from tasks.rungs import registered_name
 from tasks.training.data import TrainingData
@@ -45,6 +46,12 @@ class _Workplace:
     tracking: Tracking
     domain: Domain
     settings: Settings
+
+    def weights(self, stage: str) -> Path:
+        """The weights that a stage left, or those imported in its place."""
+        from tasks.training.stages.loop import BEST
+
+        return imported_weights(self.folder, stage) if stage in self.plan.imported else self.folder / stage / BEST
 
     @contextmanager
     def run(self, stage: str) -> Iterator[RunLog]:
@@ -126,7 +133,12 @@ def fit_autoencoder(
         discriminator_from=find_preset(plan.preset).discriminator_from,
     )
     with place.run("autoencoder") as log:
-        result = fit_stage(stage, told, place.folder / "autoencoder", log)
+        imported = "autoencoder" in plan.imported
+        result = (
+            imported_result(place.folder, "autoencoder")
+            if imported
+            else fit_stage(stage, told, place.folder / "autoencoder", log)
+        )
         _log_reconstructions(log, network, result, place)
     return result
 
@@ -143,11 +155,10 @@ def encode_windows(
 def _latents(place: _Workplace) -> tuple[LatentSet, LatentSet]:
     from tasks.training.stages.assembly import start_network, take_weights
     from tasks.training.stages.latents import build_latents, choose_windows
-    from tasks.training.stages.loop import BEST
 
     plan, config = place.plan, _config(place)
     network = start_network(config, Path(plan.anchor) if plan.anchor else None, plan.seed).eval()
-    take_weights(network.autoencoder, place.folder / "autoencoder" / BEST)
+    take_weights(network.autoencoder, place.weights("autoencoder"))
     folder, device = place.folder / "latents", device_of(place.settings)
     chosen = choose_windows(place.samples, plan.seed, plan.train_windows)
     held_out = place.samples.held_out("val", _VALIDATED_WINDOWS, wet=True)
@@ -161,15 +172,17 @@ def _latents(place: _Workplace) -> tuple[LatentSet, LatentSet]:
 def _ready(place: _Workplace) -> tuple[PreDiffNetwork, LatentSet, LatentSet]:
     """The networks with a trained autoencoder and measured scales, and the latents."""
     from tasks.training.stages.assembly import measure_scales, start_network, take_weights, usual_intensity
-    from tasks.training.stages.loop import BEST
 
     train, held_out = _latents(place)
     config = _config(place, usual_intensity(train))
     anchor = Path(place.plan.anchor) if place.plan.anchor else None
     network = start_network(config, anchor, place.plan.seed)
-    take_weights(network.autoencoder, place.folder / "autoencoder" / BEST)
+    take_weights(network.autoencoder, place.weights("autoencoder"))
     network.autoencoder.eval().requires_grad_(False)
-    measure_scales(network, train, float(train.frames.min()))
+    known = {"denoiser", "alignment"} & set(place.plan.imported)  # they know the autoencoder's own latents
+    measure_scales(network, train, float(train.frames.min()), latents=not known)
+    if "alignment" in known:
+        take_weights(network.alignment, place.weights("alignment"))
     return network, train, held_out
 
 
@@ -179,6 +192,8 @@ def fit_denoiser(domain: Domain, settings: Settings, data: TrainingData | Sequen
     from tasks.training.stages.loop import fit_stage
 
     place = _workplace(plan, domain, settings, data)
+    if "denoiser" in plan.imported:
+        return imported_result(place.folder, "denoiser")
     network, train, held_out = _ready(place)
     told = plan.stage("denoiser", settings, batch_size=24, learning_rate=1e-3, ema_decay=0.995)
     stage = DenoiserStage(network, train, held_out, seed=plan.seed, batch_size=told.batch_size)
@@ -187,14 +202,15 @@ def fit_denoiser(domain: Domain, settings: Settings, data: TrainingData | Sequen
 
 
 def fit_alignment(domain: Domain, settings: Settings, data: TrainingData | Sequences, plan: PreDiffPlan) -> StageResult:
-    """Stage 3, which needs the latents and not the denoiser."""
+    """Stage 3, which needs the latents and not the denoiser; of an imported alignment network the estimator alone."""
     from tasks.training.stages.alignment import AlignmentStage
     from tasks.training.stages.loop import fit_stage
 
     place = _workplace(plan, domain, settings, data)
     network, train, held_out = _ready(place)
     told = plan.stage("alignment", settings, batch_size=32, learning_rate=1e-3, ema_decay=0.99)
-    stage = AlignmentStage(network, train, held_out, seed=plan.seed, batch_size=told.batch_size)
+    fixed = "alignment" in plan.imported
+    stage = AlignmentStage(network, train, held_out, seed=plan.seed, batch_size=told.batch_size, fixed=fixed)
     with place.run("alignment") as log:
         return fit_stage(stage, told, place.folder / "alignment", log)
 
@@ -219,7 +235,8 @@ def assemble_prediff(
     network, train, held_out = _ready(place)
     weights = {result.name: result.weights for result in results}
     take_weights(network.denoiser, weights["denoiser"])
-    both = AlignmentStage(network, train, held_out, seed=plan.seed, batch_size=1)
+    fixed = "alignment" in plan.imported
+    both = AlignmentStage(network, train, held_out, seed=plan.seed, batch_size=1, fixed=fixed)
     take_weights(both.trained, weights["alignment"])
     config = network.config.model_copy(update={"reading": measure_reading(network, held_out, plan.seed)})
     forecaster = PreDiffForecaster(config, network, torch.device(device_of(settings)))
@@ -231,11 +248,12 @@ def assemble_prediff(
     with place.tracking.run(experiment_of(domain.name), plan.preset, plan.run_id) as log:
         log.table({"trials": [asdict(trial) for trial in tried], "chosen": config.sampler.steps}, "steps.json")
         log.table({"trials": [asdict(trial) for trial in trials], "chosen": config.spread}, "spread.json")
-        log.metrics({f"stage/{result.name}_loss": result.best for result in results})
+        log.metrics({f"stage/{result.name}_loss": result.best for result in results if result.steps})
         tags = {
             "squall.archive_snapshot": plan.archive_snapshot,
             "squall.code_revision": code_revision(),
             "squall.anchor_model": plan.anchor_name,
+            **{f"squall.imported_{stage}": name for stage, name in plan.imported.items()},
         }
         version = register_checkpoint(place.tracking, name, best, log, tags)
         link = place.tracking.run_link(log)

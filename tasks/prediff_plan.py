@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -12,6 +13,7 @@ from uuid import uuid4
 from infra.revision import code_revision
 from infra.settings import Domain, Settings
 from infra.tracking import Tracking
+from tasks.prediff_import import find_components, keep_components
 from tasks.rungs import Champion, find_named
 from tasks.training.data import TrainingData
 from tasks.training.datasets import Sequences
@@ -39,6 +41,7 @@ class PreDiffPlan:
         budget_s: Wall time over all stages; None: by steps.
         max_steps: Optimiser steps of every stage; None: by time.
         train_windows: Windows encoded for training.
+        imported: Stages whose networks are taken from the registry as they are, with their names and versions.
     """
 
     preset: str
@@ -50,6 +53,7 @@ class PreDiffPlan:
     budget_s: float | None = None
     max_steps: int | None = None
     train_windows: int = _TRAINED_WINDOWS
+    imported: dict[str, str] = field(default_factory=dict)
 
     def stage(self, name: str, settings: Settings, **changes: object) -> StageConfig:
         """How stage `name` is trained."""
@@ -72,7 +76,8 @@ def plan_prediff(
     stage: str | None = None,
     request: str | None = None,
     train_windows: int | None = None,
-    seed: int = 0,
+    imported: Mapping[str, str] | None = None,
+    seed: int | None = None,
 ) -> PreDiffPlan:
     """Begin a training (its MLflow run, its folder), or take up an earlier one.
 
@@ -88,7 +93,8 @@ def plan_prediff(
         stage: With `resume`: do this stage, and what builds on it, again.
         request: What asks for it (a flow run's id): asking again goes on with the training that it began.
         train_windows: Windows encoded for training; None: 6000.
-        seed: Of everything random.
+        imported: Registered components instead of stages, `NAME@ALIAS` by stage: see `tasks.prediff_import`.
+        seed: Of everything random; None: 0.
 
     Raises:
         ValueError: no such preset, stage or training, or an option that could not count.
@@ -104,11 +110,14 @@ def plan_prediff(
             raise ValueError(f"expected samples of {plan.archive_snapshot}; got {data.info.archive_snapshot}")
         if resume:
             asked = {"preset": preset, "from_model": from_model, "budget": budget, "max_steps": max_steps}
-            keep_to(_told(plan), **asked, windows=train_windows, seed=seed or None)
+            keep_to(_told(plan), **asked, windows=train_windows, imported=imported or None, seed=seed)
+        if stage in plan.imported:
+            raise ValueError(f"expected a stage that was trained; {stage} is {plan.imported[stage]}, imported")
         if stage is not None:
-            _forget(training_folder(settings, plan.run_id), stage)
+            _forget_once(training_folder(settings, plan.run_id), stage, request)
         return plan
     anchor = _find_anchor(preset, from_model, domain, settings)
+    components = find_components(preset, imported or {}, data.info, settings)
     told = budget or (None if max_steps else domain.training.budget)
     tags = {
         "squall.domain": domain.name,
@@ -120,7 +129,7 @@ def plan_prediff(
     with tracking.run(experiment_of(domain.name), preset, None, tags) as log:
         plan = PreDiffPlan(
             preset=preset,
-            seed=seed,
+            seed=seed or 0,
             run_id=log.run_id,
             archive_snapshot=data.info.archive_snapshot,
             anchor=anchor.folder if anchor else "",
@@ -128,10 +137,12 @@ def plan_prediff(
             budget_s=told.total_seconds() if told else None,
             max_steps=max_steps,
             train_windows=train_windows or _TRAINED_WINDOWS,
+            imported={component.stage: component.name for component in components},
         )
-        log.params({key: value for key, value in asdict(plan).items() if value not in (None, "")})
+        log.params({key: value for key, value in asdict(plan).items() if value not in (None, "", {})})
     folder = training_folder(settings, plan.run_id)
     folder.mkdir(parents=True, exist_ok=True)
+    keep_components(folder, components)
     partial = folder / f"{_PLAN}.part"
     partial.write_text(json.dumps(asdict(plan), indent=2))
     partial.replace(folder / _PLAN)
@@ -177,6 +188,15 @@ def read_plan(settings: Settings, run_id: str) -> PreDiffPlan:
     if not path.exists():
         raise ValueError(f"expected the MLflow run of a PreDiff training under this state folder; got {run_id!r}")
     return PreDiffPlan(**json.loads(path.read_text()))
+
+
+def _forget_once(folder: Path, stage: str, request: str | None) -> None:
+    """Drop a stage where this request has not done so: asked again, after its process was killed, it goes on."""
+    marker = folder / f".again-{stage}-{request}"
+    if not marker.exists():
+        _forget(folder, stage)
+        if request is not None:
+            marker.touch()
 
 
 def _forget(folder: Path, stage: str) -> None:

@@ -73,7 +73,7 @@ class PreDiffPreset:
 _PRESETS: dict[str, PreDiffPreset] = {
     "prediff/sevir-lr": PreDiffPreset(
         PreDiffArchitecture.sized(7, 6, (128, 128), AutoencoderConfig(), {}, {}),
-        "vil",
+        "vil_code",
         cadence_s=600,
         cell_size_m=3000.0,
         discriminator_from=0.076,  # from step 25,000 of 327,963

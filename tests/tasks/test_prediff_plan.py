@@ -14,6 +14,7 @@ from infra.tracking import ModelMissing
 from models.prediff import presets
 from tasks.prediff_plan import PreDiffPlan, plan_prediff
 from tasks.training.data import TrainingData
+from tasks.training.resumption import training_folder
 
 MINUTE = timedelta(minutes=1)
 
@@ -78,6 +79,7 @@ def test_a_training_goes_on_with_the_options_that_it_was_told(
         ({"max_steps": 8}, r"max_steps 8 \(was not given\)"),
         ({"train_windows": 24}, r"windows 24 \(was 400\)"),
         ({"seed": 5}, r"seed 5 \(was 4\)"),
+        ({"seed": 0}, r"seed 0 \(was 4\)"),
         ({"from_model": "dale-earthformer@champion"}, r"from_model dale-earthformer@champion \(was not given\)"),
     ],
 )
@@ -92,3 +94,17 @@ def test_a_request_that_is_repeated_goes_on_whatever_it_asks(
     domain: Domain, settings: Settings, data: TrainingData, begun: PreDiffPlan
 ) -> None:
     assert plan_prediff(domain, settings, data, preset="prediff/tiny", request="flow-1", max_steps=3) == begun
+
+
+def test_a_stage_asked_for_again_is_dropped_once_by_each_request(
+    domain: Domain, settings: Settings, data: TrainingData, begun: PreDiffPlan
+) -> None:
+    state = training_folder(settings, begun.run_id) / "denoiser" / "state"
+    kept = []
+    for request in ("flow-2", "flow-2", "flow-3"):  # the second is flow-2 again, after its process was killed
+        state.parent.mkdir(exist_ok=True)
+        state.touch()
+        told = {"resume": begun.run_id, "stage": "denoiser", "request": request}
+        plan_prediff(domain, settings, data, preset="prediff/tiny", **told)
+        kept.append(state.exists())
+    assert kept == [False, True, False]

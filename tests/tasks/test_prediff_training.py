@@ -219,6 +219,11 @@ def test_a_killed_stage_ends_with_the_very_weights_of_a_calm_one(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     dying.dies_at = 0
     assert fit_stage(dying, config, tmp_path / "killed") == resumed
+    (tmp_path / "killed" / "done.json").unlink()  # killed between its last state and its result
+    again = fit_stage(stage_of(data, network, tmp_path), config, tmp_path / "killed")
+    assert (again.steps, again.best, again.metrics) == (resumed.steps, resumed.best, resumed.metrics)
+    ours = load_file(again.weights)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.slow

@@ -16,10 +16,12 @@ from tasks.training.stages.latents import LatentSet
 from tasks.training.stages.stage import Batch, StageConfig
 
 
-class _Both(nn.Module):
-    def __init__(self, network: PreDiffNetwork) -> None:
+class _Trained(nn.Module):
+    def __init__(self, network: PreDiffNetwork, fixed: bool) -> None:
         super().__init__()
-        self.alignment, self.estimator = network.alignment, network.estimator
+        if not fixed:
+            self.alignment = network.alignment
+        self.estimator = network.estimator
 
 
 class AlignmentStage:
@@ -28,31 +30,40 @@ class AlignmentStage:
 
     A third of the noisy latents are other windows' futures beside this window's anchor: guidance asks about futures
     that are far from the anchor, and the network must not answer from the anchor alone.
+
+    With `fixed` the alignment network stays as it is (imported) and the estimator is trained alone.
     """
 
     name = "alignment"
 
     def __init__(
-        self, network: PreDiffNetwork, train: LatentSet, held_out: LatentSet, *, seed: int, batch_size: int
+        self,
+        network: PreDiffNetwork,
+        train: LatentSet,
+        held_out: LatentSet,
+        *,
+        seed: int,
+        batch_size: int,
+        fixed: bool = False,
     ) -> None:
         self.network, self.train, self.held_out = network, train, held_out
         self.seed, self.batch_size = seed, batch_size
         self.schedule = DiffusionSchedule(network.config.diffusion_steps)
-        self.both = _Both(network)
+        self.fixed, self.parts = fixed, _Trained(network, fixed)
 
     @property
     def trained(self) -> nn.Module:
-        """Both networks."""
-        return self.both
+        """Both networks, or the estimator."""
+        return self.parts
 
     @property
-    def helpers(self) -> None:
-        """None."""
-        return
+    def helpers(self) -> nn.Module | None:
+        """The alignment network where it is fixed, so that it is where the estimator is; else None."""
+        return self.network.alignment if self.fixed else None
 
     def optimisers(self, config: StageConfig) -> list[torch.optim.Optimizer]:
-        """AdamW over both networks."""
-        return [torch.optim.AdamW(decay_groups(self.both, config.weight_decay), lr=config.learning_rate)]
+        """AdamW over what is trained."""
+        return [torch.optim.AdamW(decay_groups(self.parts, config.weight_decay), lr=config.learning_rate)]
 
     def batch(self, step: int) -> Batch:
         """Latents, constraint values and pooled frames of some windows."""
@@ -64,14 +75,17 @@ class AlignmentStage:
         return self._gather(self.train, picks, others, step_generator(self.seed, step))
 
     def losses(self, batch: Batch, done: float) -> Iterator[Tensor]:
-        """Both losses, added."""
+        """Both losses, added; of the estimator alone its own."""
+        if self.fixed:
+            yield self._estimator_loss(batch)
+            return
         z0 = batch["residual"]
         t = torch.randint(self.schedule.steps, (len(z0),)).to(z0.device)
         z_t = mix(self.schedule, z0, torch.randn_like(z0), t)
         yield self._alignment_loss(batch, z_t, t) + 0.01 * self._estimator_loss(batch)
 
     def validate(self) -> dict[str, float]:
-        """Root mean square error at little noise and over all steps, likelihood of the estimator; "loss" adds them."""
+        """Root mean square error at little noise and over all steps, likelihood of the estimator; "loss" chooses."""
         generator = torch.Generator().manual_seed(self.seed)
         picks = torch.arange(len(self.held_out))
         batch = self._gather(self.held_out, picks, picks, None)
@@ -83,7 +97,7 @@ class AlignmentStage:
         over = self._alignment_loss(batch, mix(self.schedule, z0, noise, spread), spread)
         likelihood = self._estimator_loss(batch)
         return {
-            "loss": float(over + near + 0.01 * likelihood),
+            "loss": float(likelihood if self.fixed else over + near + 0.01 * likelihood),
             "rmse_clean": float(near.sqrt()) * self._unit,
             "rmse": float(over.sqrt()) * self._unit,
             "estimator_nll": float(likelihood),

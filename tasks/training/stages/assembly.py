@@ -38,16 +38,21 @@ def take_weights(module: nn.Module, path: Path) -> None:
     module.load_state_dict(load_file(path))
 
 
-def measure_scales(network: PreDiffNetwork, latents: LatentSet, floor: float) -> None:
-    """Set the buffers from training latents; `floor` is the least observed value, network space."""
-    known = torch.cat([latents.context.flatten(0, -2), latents.future[::4].flatten(0, -2)])
+def measure_scales(network: PreDiffNetwork, train: LatentSet, floor: float, *, latents: bool = True) -> None:
+    """Set the buffers from training latents; `floor` is the least observed value, network space.
+
+    Without `latents` only the floor: imported networks know the autoencoder's latents as they are.
+    """
+    network.floor.fill_(floor)
+    if not latents:
+        return
+    known = torch.cat([train.context.flatten(0, -2), train.future[::4].flatten(0, -2)])
     network.latent_mean.copy_(known.mean(dim=0))
     network.latent_std.copy_(known.std(dim=0).clamp(min=1e-6))
-    network.floor.fill_(floor)
-    if latents.anchor is None:
+    if train.anchor is None:
         network.residual_std.fill_(1.0)
         return
-    residual = (latents.future - latents.anchor) / network.latent_std  # (n, T_out, h, w, c)
+    residual = (train.future - train.anchor) / network.latent_std  # (n, T_out, h, w, c)
     mean = residual.mean(dim=(0, 2, 3))  # (T_out, c): what the anchor misses everywhere
     network.residual_mean.copy_(mean)
     own = (residual - mean[:, None, None]).square().mean(dim=(0, 2, 3)).sqrt().clamp(min=1e-3)  # (T_out, c)

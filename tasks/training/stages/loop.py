@@ -116,6 +116,13 @@ class _Conducting(Callback):
         self.config, self.folder, self.average, self.resumed, self.log_ = config, folder, average, state, log
         self.progress = state.progress if state else Progress()
         self.metrics: dict[str, float] = {}
+        self.started = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether all steps are done or the budget is spent."""
+        config, step = self.config, self.progress.step
+        spent = config.budget is not None and self._elapsed() >= config.budget.total_seconds()
+        return spent or (config.max_steps is not None and step >= config.max_steps)
 
     def _elapsed(self) -> float:
         return self.progress.seconds + time.monotonic() - self.started
@@ -156,9 +163,8 @@ class _Conducting(Callback):
             loss = outputs["loss"] if isinstance(outputs, dict) else outputs
             self.log_.metrics({"train/loss": float(loss), "train/learning_rate": pl_module.rate}, step)
         if step % config.val_every == 0:
-            self._validate(pl_module)
-        over = config.budget is not None and self._elapsed() >= config.budget.total_seconds()
-        if over or (config.max_steps is not None and step >= config.max_steps):
+            self.validate(pl_module)
+        if self.is_over():
             trainer.should_stop = True
         elif step % config.checkpoint_every == 0:
             self._save(trainer, pl_module)
@@ -166,10 +172,11 @@ class _Conducting(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Validate what has not been and leave a last state."""
         if self.progress.validated != self.progress.step:
-            self._validate(pl_module)
+            self.validate(pl_module)
         self._save(trainer, pl_module)
 
-    def _validate(self, module: _Module) -> None:
+    def validate(self, module: _Module) -> None:
+        """Score the averaged weights on the validation set and keep them where they are the best so far."""
         trained = module.stage.trained
         live = {name: value.detach().clone() for name, value in trained.state_dict().items()}
         trained.load_state_dict(self.average.weights)
@@ -239,7 +246,10 @@ def fit_stage(stage: Stage, config: StageConfig, folder: Path, log: RunLog | Non
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module)
+        if conductor.is_over():  # killed between its last state and its result
+            conductor.validate(module)
+        else:
+            trainer.fit(module)
     progress = conductor.progress
     done = {
         "steps": progress.step,
