@@ -64,7 +64,7 @@ def alignment(
     model: Annotated[str, typer.Option(help="A PreDiff: family, NAME@ALIAS or NAME/VERSION.")] = "prediff",
     intensities: Annotated[str, typer.Option(help="n of mu + n sigma to steer to.")] = "-4,-2,0,2,4",
     windows: Annotated[int, typer.Option(min=1, help="Wet windows of the test split, at most.")] = 16,
-    members: Annotated[int, typer.Option(min=2, help="Members of each ensemble.")] = 8,
+    members: Annotated[int, typer.Option(min=1, help="Members of each ensemble; a single one has no CRPS.")] = 8,
     steps: Annotated[str, typer.Option(help="Sampler settings, such as 50,20 or ddim:20; default: its own.")] = "",
     as_of: Annotated[str | None, typer.Option(help="Archive snapshot to read.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,

@@ -28,7 +28,7 @@ class IntensityRow:
         target: What was asked for, mean over members and windows; NaN where nothing was.
         achieved: What came out, mean over members and windows.
         off_target: Mean over windows of |ensemble mean of what came out / of the targets - 1|.
-        crps: Fair CRPS, units of the field.
+        crps: Fair CRPS, units of the field; NaN of a single member.
         crps_cost: CRPS relative to that of members that were not steered, minus 1.
         seconds: Median of one ensemble.
     """
@@ -61,10 +61,10 @@ def tabulate_intensities(
     """One row for members that are not steered, then one per intensity, ascending; all see the same initial noise.
 
     Raises:
-        ValueError: no window, or a single member.
+        ValueError: no window or no member.
     """
-    if not windows or members < 2:
-        raise ValueError(f"expected windows and at least 2 members; got {len(windows)} windows, {members} members")
+    if not windows or members < 1:
+        raise ValueError(f"expected windows and members; got {len(windows)} windows, {members} members")
     rows = [_row(name, forecaster, samples, windows, None, members, seed, None)]
     for intensity in sorted(intensities):
         rows.append(_row(name, forecaster, samples, windows, intensity, members, seed, rows[0].crps))
