@@ -72,5 +72,7 @@ def train(
             window=window,
             seed=seed or 0,
         )
+        if place.training.dataset is None:  # the samples outlive the archive's own history
+            steps.tag_snapshot(place, settings, f"train-{fitted.run_id}", data.info.archive_snapshot)
         verdict = steps.compare_models(place, settings, data, fitted)
         return conclude(domain, settings, fitted, verdict, data.info.archive_snapshot)

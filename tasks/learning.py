@@ -12,7 +12,7 @@ from infra.revision import code_revision
 from infra.settings import Domain, Settings
 from infra.tracking import ModelMissing, ModelVersion, RunLog, Tracking
 from models.configuration import ForecasterConfig
-from tasks.cycle import open_archive, tag_snapshot
+from tasks.cycle import open_archive
 from tasks.rungs import RANK_TAG, find_named, registered_name
 from tasks.training.config import TrainConfig
 from tasks.training.data import TrainingData
@@ -20,7 +20,7 @@ from tasks.training.datasets import Sequences, open_dataset
 from tasks.training.datasets.sampling import DatasetSamples
 from tasks.training.export_samples import export_samples
 from tasks.training.finetuning import choose_model, parse_window, told_model
-from tasks.training.resumption import REQUEST_TAG, alone, experiment_of, find_interrupted, training_folder
+from tasks.training.resumption import REQUEST_TAG, alone, begun_by, experiment_of, find_interrupted, training_folder
 from tasks.training.sample_set import SampleSet
 from tasks.training.samples import SampleSource, SampleSpec
 from tasks.verification.ensemble_promotion import EnsembleVerdict
@@ -115,6 +115,7 @@ def fit_model(
     from tasks.training.log import log_provenance, register_checkpoint
 
     torch.set_num_threads(settings.threads)
+    resume = resume or begun_by(settings, domain.name, request)
     start, parent = _starting_point(from_model, resume, domain, settings)
     size = parse_window(window) if window else None
     if resume is None:
@@ -149,10 +150,7 @@ def fit_model(
             log_provenance(log, config, samples, code_revision=revision, parent_model=parent)
         folder = training_folder(settings, log.run_id)
         result = train(config, samples, folder, log, resume=resume is not None, model=model)
-        snapshot = data.info.archive_snapshot
-        if isinstance(data, TrainingData):
-            tag_snapshot(domain, settings, f"train-{log.run_id}", snapshot)  # outlives the archive's own history
-        tags = {"squall.archive_snapshot": snapshot, "squall.code_revision": revision}
+        tags = {"squall.archive_snapshot": data.info.archive_snapshot, "squall.code_revision": revision}
         version = register_checkpoint(tracking, name, result.checkpoint, log, tags)
         link = tracking.run_link(log)
     return Fitted(

@@ -90,18 +90,24 @@ def keep_to(told: Mapping[str, object], **asked: object) -> None:
         raise ValueError(f"expected the training to go on as it was told; got {got}")
 
 
+def begun_by(settings: Settings, domain: str, request: str | None) -> str | None:
+    """MLflow run of the training that a request has begun, if it got far enough to go on; None where it began none."""
+    if request is None:
+        return None
+    run_id = Tracking(settings.tracking_uri).find_tagged(experiment_of(domain), REQUEST_TAG, request)
+    told = run_id is not None and (training_folder(settings, run_id) / _DESCRIPTION).exists()
+    return run_id if told else None
+
+
 def find_begun(settings: Settings, domain: str, request: str | None) -> str | None:
-    """MLflow run of the training that a request began before its process was killed; None where it began none.
+    """What `begun_by` finds for a request whose process was killed; the start is counted.
 
     Raises:
         TrainingStuck: the request has been started several times and got no further.
     """
-    if request is None:
-        return None
-    run_id = Tracking(settings.tracking_uri).find_tagged(experiment_of(domain), REQUEST_TAG, request)
-    if run_id is not None and not (training_folder(settings, run_id) / _DESCRIPTION).exists():
-        run_id = None
-    count_start(settings, request, _newest_step(training_folder(settings, run_id)) if run_id else 0)
+    run_id = begun_by(settings, domain, request)
+    if request is not None:
+        count_start(settings, request, _newest_step(training_folder(settings, run_id)) if run_id else 0)
     return run_id
 
 

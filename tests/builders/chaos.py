@@ -8,16 +8,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import icechunk
 import numpy as np
+import psutil
 import xarray as xr
 from botocore.exceptions import BotoCoreError
 
+from builders.stack import eventually
 from infra.attachment import environment
 from infra.clock import Clock
 from infra.objects import ObjectStore
@@ -120,6 +124,29 @@ def kill_when(process: subprocess.Popen[bytes], moment: Callable[[], bool], afte
     return alive
 
 
+@contextmanager
+def stopped_at(moments: Mapping[psutil.Process, Callable[[], bool]], within: float) -> Iterator[Callable[[], None]]:
+    """SIGSTOP each process at its moment; gives what lets all of them go on, as leaving the block does."""
+    deadline, stopped = time.monotonic() + within, list[psutil.Process]()
+
+    def go_on() -> None:
+        while stopped:
+            stopped.pop().resume()
+
+    try:
+        while waiting := [process for process in moments if process not in stopped]:
+            assert time.monotonic() < deadline, f"not at their moment within {within:.0f} s: {waiting}"
+            for process in waiting:
+                assert process.status() != psutil.STATUS_ZOMBIE, f"ended before its moment: {process}"
+                if moments[process]():
+                    process.suspend()
+                    stopped.append(process)
+            time.sleep(0.01)
+        yield go_on
+    finally:
+        go_on()
+
+
 def outcome(process: subprocess.Popen[bytes], within: float = 180.0) -> str:
     """What a command printed; it has to succeed."""
     text = process.communicate(timeout=within)[0].decode(errors="replace")
@@ -154,15 +181,28 @@ def complete_products(domain: Domain, settings: Settings) -> list[str]:
     return [folder.path for folder in list_products(product_store(domain, settings), domain.name)]
 
 
-def training_step(settings: Settings, run_id: str) -> int:
-    """The newest step from which a training can go on; 0 while there is none."""
-    found = training_folder(settings, run_id).glob("states/step-*")
-    return max((int(path.name[5:]) for path in found if path.name[5:].isdigit()), default=0)
-
-
 def parameters(settings: Settings, run_id: str) -> dict[str, bytes]:
     """What a training came to, to the bit."""
     return {name: (training_folder(settings, run_id) / name / WEIGHTS).read_bytes() for name in ("best", "last")}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training under way: its domain, its Prefect run and its MLflow run."""
+
+    settings: Settings
+    name: str
+    run: Any
+    run_id: str
+
+    def step(self) -> int:
+        """The newest step from which it can go on; 0 while there is none."""
+        found = training_folder(self.settings, self.run_id).glob("states/step-*")
+        return max((int(path.name[5:]) for path in found if path.name[5:].isdigit()), default=0)
+
+    def reaches(self, step: int) -> None:
+        """Wait until it can go on from there."""
+        eventually(lambda: self.step() >= step, 180, f"step {step}")
 
 
 @dataclass

@@ -29,17 +29,18 @@ from tasks.learning import fit_model, sample_data
 from tasks.training.resumption import REQUEST_TAG, experiment_of, read_starts
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
+OUTAGE_S = 30.0
+STEPS = 14
+CALM = "e-calm"
 NAMES = (
     "a-ingest",
     "a-create",
     "a-publish",
     "b-worker",
     "c-both",
-    "d-ingest",
-    "d-publish",
-    "d-server",
+    *(f"d-{service}-{what}" for service in ("weed", "prefect") for what in ("ingest", "publish", "train")),
     "e-train",
-    "e-calm",
+    CALM,
 )
 
 
@@ -69,17 +70,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(settings, state, expected)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(place: Place) -> dict[str, bytes]:
+    """Parameters of a training that nothing happens to."""
+    archive_it(place, CALM)
+    domain = place.domain(CALM)
+    fitted = fit_model(domain, place.settings, sample_data(domain, place.settings), max_steps=STEPS)
+    return chaos.parameters(place.settings, fitted.run_id)
+
+
 @contextmanager
-def away(place: Place, service: str, seconds: float) -> Iterator[None]:
-    """SIGKILL a service and keep it from coming back for a while."""
+def away(place: Place, service: str) -> Iterator[None]:
+    """SIGKILL a service; it stays away for half a minute after the block has been entered."""
     process = pid_of(place.settings, service)
     assert process is not None
     psutil.Process(process).kill()
     hold(place.settings, {service: True})
     try:
         eventually(lambda: condition_of(place.settings, service) == "held", 30, "the service is gone")
-        time.sleep(seconds)
         yield
+        time.sleep(OUTAGE_S)
     finally:
         hold(place.settings, {service: False})
 
@@ -190,71 +200,77 @@ def test_worker_and_flow_killed_together_are_healed_by_the_next_run(place: Place
 
 
 @pytest.mark.parametrize("service", ["weed", "prefect"])
-def test_an_ingest_outlives_the_loss_of_a_server(place: Place, service: str) -> None:
-    name = {"weed": "d-ingest", "prefect": "d-server"}[service]
-    domain = place.domain(name)
-    with place.reader(name) as reader:
-        process = chaos.ingest_everything(place.settings, name)
-        eventually(lambda: chaos.listed(domain, place.settings, f"archives/{name}"), 60, "the archive appears")
-        assert process.poll() is None
-        with away(place, service, 8.0):
-            pass
-        text = process.communicate(timeout=180)[0].decode(errors="replace")
-        if service == "weed":
-            assert process.returncode == 0, text[-3000:]
-        if process.returncode != 0:
-            eventually(lambda: pid_of(place.settings, "prefect"), 60, "the server is back")
-            chaos.outcome(chaos.ingest_everything(place.settings, name))
-    assert_whole(place, name, reader)
+def test_a_server_away_for_half_a_minute_costs_no_frame_no_product_and_no_training(
+    place: Place, undisturbed: dict[str, bytes], service: str
+) -> None:
+    """Ingest, publication and training are stopped half-way, the server goes, and all three go on without it."""
+    ingested, published, trained = (f"d-{service}-{what}" for what in ("ingest", "publish", "train"))
+    settings = place.settings
+    for name in (published, trained):
+        archive_it(place, name)
+    training = start_training(place, trained)
+    with place.reader(ingested) as frames, place.reader(published) as products:
+        ingest, publication = chaos.ingest_everything(settings, ingested), chaos.nowcast_at_the_end(settings, published)
+        (flow,) = eventually(lambda: flow_processes(place.state), 60, "the training's process")
+        moments = {
+            psutil.Process(ingest.pid): lambda: stored(place, ingested, f"archives/{ingested}") > 0,
+            psutil.Process(publication.pid): lambda: stored(place, published, f"{published}/products") > 0,
+            flow: lambda: training.step() >= STEPS - 4,
+        }
+        with chaos.stopped_at(moments, 240) as go_on, away(place, service):
+            go_on()
+        chaos.outcome(ingest)
+        chaos.outcome(publication)
+        eventually(lambda: products.products_seen, 30, "the product is seen")
+    assert_whole(place, ingested, frames)
+    assert products.faults == []
+    assert len(chaos.complete_products(place.domain(published), settings)) == 1
+    assert_trained(place, training, undisturbed)
 
 
-def test_a_publication_outlives_the_loss_of_the_store(place: Place) -> None:
-    name = "d-publish"
-    archive_it(place, name)
-    domain = place.domain(name)
-    with place.reader(name) as reader:
-        process = chaos.nowcast_at_the_end(place.settings, name)
-        eventually(lambda: chaos.listed(domain, place.settings, f"{name}/products"), 60, "the upload has begun")
-        with away(place, "weed", 8.0):
-            pass
-        chaos.outcome(process)
-        eventually(lambda: reader.products_seen, 30, "the product is seen")
-    assert reader.faults == []
-    assert len(chaos.complete_products(domain, place.settings)) == 1
-
-
-def test_a_training_killed_alone_and_with_its_worker_goes_on_to_the_same_bits(place: Place) -> None:
-    name, steps = "e-train", 14
-    settings, domain = place.settings, place.domain(name)
-    for each in (name, "e-calm"):
-        archive_it(place, each)
-    deploy_domain(settings, domain)
-    with prefect_client(settings) as client:
-        ensure_zombies_crash(client)
-        ensure_trainings_go_on(client)
-    tracking = Tracking(settings.tracking_uri)
-    run = started(place, f"train/{name}", max_steps=steps)
-    run_id = eventually(
-        lambda: tracking.find_tagged(experiment_of(name), REQUEST_TAG, str(run.id)), 240, "the training has begun"
-    )
-
-    def reaches(step: int) -> None:
-        eventually(lambda: chaos.training_step(settings, run_id) >= step, 180, f"step {step}")
-
-    reaches(2)
+def test_a_training_killed_alone_and_with_its_worker_goes_on_to_the_same_bits(
+    place: Place, undisturbed: dict[str, bytes]
+) -> None:
+    archive_it(place, "e-train")
+    training = start_training(place, "e-train")
+    training.reaches(2)
     kill_flow(place)
-    eventually(lambda: state_of(place, run, "train") != "Running", 120, "the worker has noticed")
-    reaches(6)
-    assert read_starts(settings, str(run.id)).step >= 2
-    worker = pid_of(settings, "worker")
+    eventually(lambda: state_of(place, training.run, "train") != "Running", 120, "the worker has noticed")
+    training.reaches(6)
+    assert read_starts(place.settings, str(training.run.id)).step >= 2
+    worker = pid_of(place.settings, "worker")
     psutil.Process(worker).kill()
     kill_flow(place)
-    calm = fit_calmly(place, "e-calm", steps)
-    eventually(lambda: state_of(place, run, "train") == "Completed", 400, "the training has ended")
-    assert read_starts(settings, str(run.id)).step >= 6
-    assert chaos.parameters(settings, run_id) == chaos.parameters(settings, calm)
-    (version,) = tracking.versions(f"{name}-earthformer")
-    assert version.run_id == run_id
+    assert_trained(place, training, undisturbed)
+    assert read_starts(place.settings, str(training.run.id)).step >= 6
+
+
+def start_training(place: Place, name: str) -> chaos.Training:
+    """A training by the worker, as operations start it; its MLflow run has begun."""
+    deploy_domain(place.settings, place.domain(name))
+    with prefect_client(place.settings) as client:
+        ensure_zombies_crash(client)
+        ensure_trainings_go_on(client)
+    run, tracking = started(place, f"train/{name}", max_steps=STEPS), Tracking(place.settings.tracking_uri)
+
+    def begun() -> str | None:
+        return tracking.find_tagged(experiment_of(name), REQUEST_TAG, str(run.id))
+
+    return chaos.Training(place.settings, name, run, eventually(begun, 240, "the training has begun"))
+
+
+def assert_trained(place: Place, training: chaos.Training, undisturbed: dict[str, bytes]) -> None:
+    """The run ends well, with the same bits as an undisturbed one, and registers one version."""
+    over = ("Completed", "Failed")
+    eventually(lambda: state_of(place, training.run, "train") in over, 400, "the training has ended")
+    assert state_of(place, training.run, "train") == "Completed"
+    assert chaos.parameters(place.settings, training.run_id) == undisturbed
+    (version,) = Tracking(place.settings.tracking_uri).versions(f"{training.name}-earthformer")
+    assert version.run_id == training.run_id
+
+
+def stored(place: Place, name: str, prefix: str) -> int:
+    return chaos.listed(place.domain(name), place.settings, prefix)
 
 
 def state_of(place: Place, run: Any, flow: str = "ingest") -> str:
@@ -267,10 +283,3 @@ def kill_flow(place: Place) -> None:
     assert processes
     for process in processes:
         process.kill()
-
-
-def fit_calmly(place: Place, name: str, steps: int) -> str:
-    """The same training, undisturbed; its MLflow run."""
-    domain = place.domain(name)
-    data = sample_data(domain, place.settings)
-    return fit_model(domain, place.settings, data, max_steps=steps).run_id
