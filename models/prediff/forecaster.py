@@ -22,7 +22,7 @@ from models.prediff.intensity_estimator import AnticipatedIntensity
 from models.prediff.network import PreDiffNetwork
 from models.prediff.samplers import LatentSampler, SamplerConfig
 from models.prediff.solvers import Method, steps_taken
-from models.prediff.steering import steer
+from models.prediff.steering import Steered, steer
 from models.prediff.tiles import Box, CellNoise, LatentTiles
 from models.tiling import run_tiled
 
@@ -119,12 +119,7 @@ class PreDiffForecaster:
                 frames = self._members(known, range(members), seed, None)
             else:
                 targets = known.anticipated.member_targets(self.intensity, range(members), seed=seed)
-                least = _LEAST_SHARE * self.config.estimator.scale
-                frames = steer(
-                    lambda numbers, commands: self._members(known, numbers, seed, commands),
-                    lambda found: self._read(found).clamp(min=least),
-                    targets.clamp(min=least),
-                )
+                frames = self._steered(known, targets, seed).frames
             physical = self.config.transform.inverse(frames[:, :lead_times])
         return np.asarray(physical.float().cpu().numpy(), np.float32)
 
@@ -195,6 +190,18 @@ class PreDiffForecaster:
             parts.append(self._draw(known, numbers[some], seed, told)[:, :, :height, :width, 0])
         drawn, mapping = torch.cat(parts), self.config.mapping
         return torch.where(known.observed, drawn if mapping is None else mapping.apply(drawn), torch.nan)
+
+    def _steered(self, known: _Known, targets: Tensor, seed: int) -> Steered:
+        """Members at their targets (M,); where they take more steps than usual, the usual ones find the commands."""
+        least, usual = _LEAST_SHARE * self.config.estimator.scale, self.config.sampler.steps
+        longer = self.sampling.steps > usual
+        found = replace(self, steps=usual, sampler=None)._steered(known, targets, seed).commands if longer else None
+        return steer(
+            lambda numbers, commands: self._members(known, numbers, seed, commands),
+            lambda frames: self._read(frames).clamp(min=least),
+            targets.clamp(min=least),
+            commands=found,
+        )
 
     def _read(self, frames: Tensor) -> Tensor:
         """The constraint's value of finished frames, mean over the lead times (M,)."""

@@ -92,7 +92,8 @@ class CalibratedGuidance:
     to meet the target; without it, early predictions are held to the target itself.
 
     The move is found by a few secant steps of the alignment network alone, is never worse than none, and is at most
-    `reach` standard deviations of what the noise still leaves open (root mean square over the latent).
+    `reach` standard deviations of what the noise still leaves open (root mean square over the latent). A prediction
+    that reads within `tolerance` of its target (a share of it) stays as it is: with many steps most of them do.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class CalibratedGuidance:
         strength: float = 1.0,
         reach: float = 3.0,
         iterations: int = 3,
+        tolerance: float = 0.002,
     ) -> None:
         if not 0.0 <= strength <= 1.0:
             raise ValueError(f"expected a strength of 0 to 1; got {strength}")
@@ -115,20 +117,29 @@ class CalibratedGuidance:
         self.strength = strength
         self.reach = reach
         self.iterations = iterations
+        self.tolerance = tolerance
 
     def adjust(self, prediction: Prediction) -> Prediction:
-        """Moves the clean prediction of every sample; `target` is (B,) or (1,)."""
+        """Moves the clean prediction of every sample that reads off its target; `target` is (B,) or (1,)."""
         z, t = as_trained(prediction, self.schedule)
+        with torch.enable_grad():
+            data = prediction.data.detach().requires_grad_()
+            reading = read(self.estimate, data, 0)
+            total = reading.sum()
+        value = reading.detach()
+        goal = self.target.to(value) * (1.0 if self.calibration is None else self.calibration.at(t))
+        astray = (value - goal).abs() > self.tolerance * goal.abs()
+        if not astray.any():
+            return prediction
+        (slope,) = torch.autograd.grad(total, data)
         _, gradient = value_and_gradient(self.estimate, z, t)
         direction = gradient / _rms(gradient).clamp(min=1e-20)
-        value, slope = value_and_gradient(self.estimate, prediction.data, 0)
-        goal = self.target.to(value) * (1.0 if self.calibration is None else self.calibration.at(t))
         target = value + self.strength * (goal - value)
         limit = (
             self.reach * (prediction.sigma / (prediction.alpha.square() + prediction.sigma.square()).sqrt()).flatten()
         )
         length = self._search(prediction.data, direction, value - target, _inner(slope, direction), target, limit)
-        return prediction.with_data_shift(_like(length, direction) * direction)
+        return prediction.with_data_shift(_like(length * astray, direction) * direction)
 
     def _search(
         self, data: Tensor, direction: Tensor, off: Tensor, slope: Tensor, target: Tensor, limit: Tensor

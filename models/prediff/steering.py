@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,17 +23,33 @@ _RESPONSES = 0.1, 1.0
 _REACH = math.log(50.0)  # commands stay within this of the target
 
 
-def steer(draw: Draw, measure: Callable[[Tensor], Tensor], targets: Tensor, *, rounds: int = 4) -> Tensor:
-    """Frames (M, ...) of the members, each the one of its draws that came nearest to its target.
+class Steered(NamedTuple):
+    """Of each member the draw that came nearest to its target: frames (M, ...) and the command (M,) that led there."""
+
+    frames: Tensor
+    commands: Tensor
+
+
+def steer(
+    draw: Draw,
+    measure: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    *,
+    commands: Tensor | None = None,
+    rounds: int = 4,
+) -> Steered:
+    """Members whose quantity is near their targets.
 
     Args:
         draw: Guided samples; a member's must depend on its number and its command alone.
         measure: Frames (m, ...) → the quantity (m,), above zero.
         targets: (M,), above zero.
+        commands: (M,), above zero, to begin with, such as those that served with fewer steps; None: the targets.
         rounds: Draws of a member, at most; one within a tenth of its target is not drawn again.
     """
     goal = targets.log()
-    command, before = goal.clone(), torch.full_like(goal, torch.nan)
+    command = (targets if commands is None else commands).log()
+    before, served = torch.full_like(goal, torch.nan), command.clone()
     found_before, response = before.clone(), torch.full_like(goal, _FIRST_RESPONSE)
     best, least = torch.empty(0), torch.full_like(goal, torch.inf)
     waiting = torch.arange(len(goal), device=goal.device)
@@ -43,7 +60,8 @@ def steer(draw: Draw, measure: Callable[[Tensor], Tensor], targets: Tensor, *, r
         if turn == 0:
             best = frames.clone()
         nearer = off.abs() < least[waiting]
-        best[waiting[nearer]], least[waiting[nearer]] = frames[nearer], off.abs()[nearer]
+        kept = waiting[nearer]
+        best[kept], least[kept], served[kept] = frames[nearer], off.abs()[nearer], command[kept]
         if turn:
             slope = (found - found_before[waiting]) / (command - before)[waiting]
             response[waiting] = torch.nan_to_num(slope, nan=_RESPONSES[0], posinf=_RESPONSES[1]).clamp(*_RESPONSES)
@@ -53,4 +71,4 @@ def steer(draw: Draw, measure: Callable[[Tensor], Tensor], targets: Tensor, *, r
         waiting = waiting[least[waiting] > _TOLERANCE]
         if not len(waiting):
             break
-    return best
+    return Steered(best, served.exp())

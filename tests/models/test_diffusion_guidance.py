@@ -112,6 +112,23 @@ def test_a_quantity_that_depends_on_nothing_leaves_the_sample_alone() -> None:
     torch.testing.assert_close(draw(guidance), draw(None))
 
 
+def test_a_prediction_that_reads_its_target_is_left_alone_after_one_look() -> None:
+    looks = list[int]()
+
+    def estimate(z: Tensor, t: Tensor) -> Tensor:
+        looks.append(len(z))
+        return WORLD.estimate(SCHEDULE)(z, t)
+
+    z, t = draw(None), torch.full((MEMBERS,), 50)
+    prediction = objective().interpret(WORLD.denoise(objective())(z, t, CONTEXT), z, t)
+    reading = WORLD.estimate(SCHEDULE)(prediction.data, torch.zeros(MEMBERS, dtype=torch.long)).mean(dim=(1, 2))
+    near, off = reading * 1.001, reading * torch.where(torch.arange(MEMBERS) == 7, 1.2, 1.001)
+    assert CalibratedGuidance(estimate, SCHEDULE, near).adjust(prediction) is prediction
+    assert looks == [MEMBERS]
+    moved = CalibratedGuidance(estimate, SCHEDULE, off).adjust(prediction)
+    assert (moved.data != prediction.data).flatten(1).any(1).nonzero().flatten().tolist() == [7]
+
+
 def test_the_shift_is_nearly_the_same_at_ten_and_at_a_thousand_steps_where_the_published_rule_fades() -> None:
     shift = ShiftGuidance(WORLD.estimate(SCHEDULE), SCHEDULE, target(8.0), scale=1.0)
     few, many = (float(departure(draw(shift, steps=steps)).mean()) for steps in (10, 100))

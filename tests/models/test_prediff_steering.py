@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,12 +38,12 @@ def mean(frames: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("power", [0.2, 0.3, 0.6, 1.0])
 def test_every_member_meets_its_target_however_weakly_commands_are_followed(power: float) -> None:
-    found = mean(steer(Weak(power).draw, mean, TARGETS))
+    found = mean(steer(Weak(power).draw, mean, TARGETS).frames)
     assert float((found / TARGETS).log().abs().max()) < np.log(1.1)
 
 
 def test_what_cannot_be_reached_comes_as_near_as_it_can() -> None:
-    found = mean(steer(Weak(0.3, floor=0.08).draw, mean, TARGETS))
+    found = mean(steer(Weak(0.3, floor=0.08).draw, mean, TARGETS).frames)
     assert float(found[0]) == pytest.approx(0.08, rel=0.3)
     assert float((found / TARGETS).log().abs()[1:].max()) < np.log(1.1)
 
@@ -51,8 +52,28 @@ def test_a_member_within_a_tenth_of_its_target_is_drawn_once_and_none_depends_on
     exact = Weak(1.0)
     steer(exact.draw, mean, TARGETS)
     assert exact.drawn == [0, 1, 2, 3]
-    whole = steer(Weak(0.3).draw, mean, TARGETS)
-    assert torch.allclose(whole[:2], steer(Weak(0.3).draw, mean, TARGETS[:2]))
+    whole = steer(Weak(0.3).draw, mean, TARGETS).frames
+    assert torch.allclose(whole[:2], steer(Weak(0.3).draw, mean, TARGETS[:2]).frames)
+
+
+def test_commands_that_served_once_serve_at_the_first_draw() -> None:
+    again = Weak(0.3)
+    found = steer(Weak(0.3).draw, mean, TARGETS)
+    repeated = steer(again.draw, mean, TARGETS, commands=found.commands)
+    assert again.drawn == [0, 1, 2, 3]
+    torch.testing.assert_close(repeated.frames, found.frames)
+
+
+def test_more_steps_than_usual_begin_with_the_commands_that_the_usual_steps_found() -> None:
+    """Here the usual steps want two draws; more steps then want one more, not two of their own."""
+    usual = forecaster(intensity=2.0)
+    draws = []
+    for steps in (usual.sampling.steps, usual.sampling.steps + 1):
+        seen = list[str]()
+        told = replace(usual, steps=steps, observe=lambda stage, _, seen=seen: seen.append(stage))
+        told.forecast(rain_context(4, (16, 16)), 3, seed=3)
+        draws.append(seen.count("sampling"))
+    assert draws == [2, 3]
 
 
 def test_a_mapped_ensemble_is_steered_to_what_its_finished_frames_show() -> None:
