@@ -38,5 +38,7 @@ up: install
 down: install
 	$(BIN)/squall down
 
+# The plan of a running stack lies in the state folder: without it nothing could stop the services any more.
 clean:
+	@if test -e .squall/stack/stack.json && test -x $(BIN)/squall; then SQUALL_HOME=.squall $(BIN)/squall down >/dev/null; fi
 	rm -rf .squall .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -123,6 +123,13 @@ def train(
     autoencoder: Annotated[str | None, typer.Option(help="PreDiff: NAME@ALIAS of an imported one to keep.")] = None,
     denoiser: Annotated[str | None, typer.Option(help="PreDiff: the same of the denoiser.")] = None,
     alignment: Annotated[str | None, typer.Option(help="PreDiff: the same of the alignment network.")] = None,
+    constraint: Annotated[
+        str | None,
+        typer.Option(help="PreDiff: steered by average_intensity, domain_mass or exceedance_area:THRESHOLD."),
+    ] = None,
+    perceptual: Annotated[
+        str | None, typer.Option(help="PreDiff: file with LPIPS weights for the autoencoder's loss.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of order, draws and weights; default: 0.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -133,18 +140,20 @@ def train(
 
     parts = {"autoencoder": autoencoder, "denoiser": denoiser, "alignment": alignment}
     imported = {part: reference for part, reference in parts.items() if reference is not None}
+    options = {"stage": stage, "constraint": constraint, "perceptual": perceptual}
+    of_prediff = {option: value for option, value in options.items() if value is not None}
     name = preset if preset is None or "/" in preset else f"{model}/{preset}"
     if name is not None and name.startswith("prediff/"):
         if window is not None:
             raise ValueError(
                 f"expected no --window with {name}, whose preset says its frames and cells; got {window!r}"
             )
-        told = {"from_model": from_model, "budget": budget, "resume": resume, "stage": stage, "seed": seed}
+        told = {"from_model": from_model, "budget": budget, "resume": resume, "seed": seed, **of_prediff}
         _run(train_prediff, as_json, domain=domain, preset=name, imported=imported or None, **told)
         return
     if model != "earthformer" and (name is None or not name.startswith(f"{model}/")):
         raise ValueError(f"expected --preset with --model {model}; `squall model list` shows all presets")
-    if lost := {**({"stage": stage} if stage is not None else {}), **imported}:
+    if lost := of_prediff | imported:
         option, value = next(iter(lost.items()))
         raise ValueError(f"expected --{option} with --model prediff and its --preset; got {value!r} for an Earthformer")
     _run(

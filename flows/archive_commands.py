@@ -1,8 +1,9 @@
-"""`squall archive info | gaps | snapshots | export`."""
+"""`squall archive info | gaps | rejections | snapshots | export`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ DomainName = Annotated[str, typer.Argument(help="A domain, such as finland.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 From = Annotated[str | None, typer.Option("--from", help="ISO 8601 UTC.")]
 To = Annotated[str | None, typer.Option("--to", help="ISO 8601 UTC.")]
+_EVER = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)  # the future is among the reasons
 
 
 def _open(domain: str) -> Archive:
@@ -46,6 +48,17 @@ def gaps(domain: DomainName, start: From = None, end: To = None, as_json: AsJson
     first, last = parse_time(start) or archive.earliest(), parse_time(end) or archive.latest()
     found = archive.gaps(first, last) if first and last else []
     printing.show_rows("gaps", [{"first": str(a), "last": str(b)} for a, b in found], as_json)
+
+
+@app.command(epilog="Example: `squall archive rejections finland --from 2016-09-28T14:00Z --to 2016-09-28T19:00Z`")
+def rejections(domain: DomainName, start: From = None, end: To = None, as_json: AsJson = False) -> None:
+    """List what the feed sent and the archive turned away, and why, in order of arrival."""
+    found = _open(domain).rejections(parse_time(start) or _EVER[0], parse_time(end) or _EVER[1])
+    rows = [
+        {"time": one.time and str(one.time), "key": one.source_key, "reason": one.reason, "message": one.message}
+        for one in found
+    ]
+    printing.show_rows("rejections", rows, as_json)
 
 
 @app.command(epilog="Example: `squall archive snapshots finland`")

@@ -23,6 +23,7 @@ def benchmark_ensembles(
     sampler_steps: list[str] | None = None,
     reference: str | None = None,
     i3d: str | None = None,
+    calibrated: bool = True,
     as_of: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def benchmark_ensembles(
         sampler_steps: Settings such as `20` or `ddim:50` for a steps table of the models that sample.
         reference: Model that differences are taken against; default: the best.
         i3d: File with I3D weights for the Fréchet video distance.
+        calibrated: Whether the settings of `sampler_steps` keep what was fitted at the model's own steps.
         as_of: Archive snapshot; default: the newest.
         seed: Of everything random.
     """
@@ -49,6 +51,7 @@ def benchmark_ensembles(
         steps=tuple(sampler_steps or ()),
         reference=reference,
         i3d=Path(i3d) if i3d else None,
+        calibrated=calibrated,
     )
     data = steps.sample_data(place, settings, as_of)
     report = steps.compare_ensembles(place, settings, data, asked)
@@ -64,6 +67,7 @@ def benchmark_alignment(
     windows: int = 16,
     members: int = 8,
     sampler_steps: list[str] | None = None,
+    guidance: str = "calibrated",
     as_of: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -76,6 +80,7 @@ def benchmark_alignment(
         windows: Wet windows of the test split, at most.
         members: Of each ensemble.
         sampler_steps: Settings such as `20` or `ddim:50`; default: the model's own.
+        guidance: calibrated, or legacy: the published rule, which wants a diffusion and is meant for 1000 steps.
         as_of: Archive snapshot; default: the newest.
         seed: Of everything random.
     """
@@ -88,6 +93,7 @@ def benchmark_alignment(
         members=members,
         seed=seed,
         steps=tuple(sampler_steps or ()),
+        guidance=guidance,
     )
     data = steps.sample_data(place, settings, as_of)
     report = steps.compare_intensities(place, settings, data, asked)

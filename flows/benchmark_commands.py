@@ -28,6 +28,9 @@ def ensembles(
     steps: Annotated[str, typer.Option(help="Sampler settings to tabulate, such as 50,20 or ddim:20.")] = "",
     reference: Annotated[str | None, typer.Option(help="Model to take differences against; default: best.")] = None,
     i3d: Annotated[str | None, typer.Option(help="File with I3D weights, for the Fréchet video distance.")] = None,
+    calibrated: Annotated[
+        bool, typer.Option(help="Variants of --steps keep what was fitted at the model's own steps, or are as drawn.")
+    ] = True,
     as_of: Annotated[str | None, typer.Option(help="Archive snapshot to read.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
@@ -44,6 +47,7 @@ def ensembles(
         sampler_steps=_listed(steps),
         reference=reference,
         i3d=i3d,
+        calibrated=calibrated,
         as_of=as_of,
         seed=seed,
     )
@@ -66,6 +70,7 @@ def alignment(
     windows: Annotated[int, typer.Option(min=1, help="Wet windows of the test split, at most.")] = 16,
     members: Annotated[int, typer.Option(min=1, help="Members of each ensemble; a single one has no CRPS.")] = 8,
     steps: Annotated[str, typer.Option(help="Sampler settings, such as 50,20 or ddim:20; default: its own.")] = "",
+    guidance: Annotated[str, typer.Option(help="calibrated, or legacy: as published, of a diffusion.")] = "calibrated",
     as_of: Annotated[str | None, typer.Option(help="Archive snapshot to read.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
@@ -82,6 +87,7 @@ def alignment(
         windows=windows,
         members=members,
         sampler_steps=_listed(steps),
+        guidance=guidance,
         as_of=as_of,
         seed=seed,
     )

@@ -9,7 +9,7 @@ from prefect import flow
 from infra.attachment import running_settings
 from infra.clock import parse_time, read_clock
 from infra.settings import load_domain, parse_duration
-from tasks import cycle, steps
+from tasks import steps
 from tasks.forecasting.ensemble import parse_intensity
 from tasks.forecasting.ladder import NoForecast
 
@@ -63,7 +63,7 @@ def nowcast(
     published = steps.publish_forecast(
         place, settings, clock, context, forecast, as_of=as_of, seconds={"start_delay": delay} if delay else None
     )
-    report, picture = cycle.look_at(place, settings, published)
+    report, picture = steps.look_at(place, settings, published)
     if steered is None:
         steps.announce("nowcast.published", domain, path=published.path, rung=report.rung, verdict=report.verdict)
     steps.show_product(domain, published, report, picture)

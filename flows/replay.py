@@ -12,11 +12,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from flows.verify import verify
 from infra.clock import Clock, parse_time, start_replay, stop_replay
 from infra.deployments import PLANS, deploy_domain, pause_domain
+from infra.objects import ObjectStore
 from infra.settings import Domain, Settings, load_domain
 from tasks import cycle
 from tasks.products.publishing import read_latest
 
-_DRAIN = timedelta(seconds=90)
+_DRAIN = timedelta(seconds=90)  # wall time in which the last cycle becomes a product
 
 
 def replay(
@@ -85,10 +86,26 @@ def _watch(place: Domain, settings: Settings, clock: Clock, first: datetime, las
     with Progress(*columns) as progress:
         bar = progress.add_task("replay", total=(last - first).total_seconds())
         store = cycle.product_store(place, settings)
-        over = clock.wall(last) + _DRAIN
+        over, told = _over(clock, last), False
         while datetime.now(over.tzinfo) < over:
-            latest = read_latest(store, place.name)
-            shown = f"{latest.init_time:%H:%M} ({latest.rung})" if latest else "none yet"
+            shown, trouble = _newest(store, place.name)
+            if trouble and not told:
+                print(trouble)
+                told = True
             now = clock.now()
             progress.update(bar, completed=(now - first).total_seconds(), description=f"{now:%H:%M} newest {shown}")
             time.sleep(2)
+
+
+def _over(clock: Clock, last: datetime) -> datetime:
+    """Wall time at which the frame of `last` has come, a latency after its time, and what it set off is done."""
+    return clock.wall(clock.replay_to or last) + _DRAIN
+
+
+def _newest(store: ObjectStore, domain: str) -> tuple[str, str | None]:
+    """The newest product in a few words, and why it cannot be told; the next look may succeed."""
+    try:
+        latest = read_latest(store, domain)
+    except (OSError, ValueError) as error:
+        return "unknown", f"expected the newest product of {domain}; got: {error}. The replay goes on"
+    return (f"{latest.init_time:%H:%M} ({latest.rung})" if latest else "none yet"), None

@@ -26,6 +26,8 @@ def train_prediff(
     windows: int | None = None,
     imported: dict[str, str] | None = None,
     seed: int | None = None,
+    constraint: str | None = None,
+    perceptual: str | None = None,
     reason: str = "asked for",
 ) -> dict[str, Any]:
     """Train a PreDiff on the archive and let the ensemble gate decide.
@@ -42,6 +44,9 @@ def train_prediff(
         windows: Windows encoded for training; default: 6000.
         imported: Registered components taken as they are: `NAME@ALIAS` of an autoencoder, denoiser, alignment network.
         seed: Of everything random; default: 0.
+        constraint: What members can be steered to: average_intensity (default), domain_mass or
+            exceedance_area:THRESHOLD in the units of the quantity.
+        perceptual: File with LPIPS weights, added to the autoencoder's loss; default: left out, as published.
         reason: Why this training was started.
     """
     settings = running_settings()
@@ -70,6 +75,8 @@ def train_prediff(
             train_windows=windows,
             imported=imported,
             seed=seed,
+            constraint=constraint,
+            perceptual=perceptual,
         )
         if place.training.dataset is None:  # the samples outlive the archive's own history
             steps.tag_snapshot(place, settings, f"train-{plan.run_id}", plan.archive_snapshot)

@@ -9,7 +9,7 @@ from prefect import flow
 from infra.attachment import running_settings
 from infra.clock import parse_time, read_clock
 from infra.settings import load_domain
-from tasks import cycle, steps
+from tasks import steps
 
 
 @flow(name="verify", flow_run_name="verify {domain}", log_prints=True)
@@ -33,10 +33,10 @@ def verify(domain: str, start: str | None = None, end: str | None = None) -> dic
     steps.log_skill(place, settings, table)
     verdict = steps.judge_recent(table, place)
     news = verdict.degraded and report.rows > 0 and period == (None, None)
-    if news and cycle.may_announce_degradation(place, settings, verdict):
+    if news and steps.may_announce_degradation(place, settings, verdict):
         steps.announce("skill.degraded", domain, reason=verdict.reason, model=verdict.model_name)
     steps.show_skill(domain, table, verdict)
-    expired = steps.expire(place, settings) if cycle.may_expire(place, settings) else {}
+    expired = steps.expire(place, settings) if steps.may_expire(place, settings) else {}
     return {
         "domain": domain,
         "scored": report.scored,

@@ -14,7 +14,8 @@ from infra.stack_state import BUCKET, folder, load_credentials, running_stack
 def attach(settings: Settings) -> Settings:
     """Settings with the endpoints of this state folder's running stack; unchanged when none runs.
 
-    What was set explicitly wins: an endpoint of another object store, tracking server or Prefect server stays.
+    What was set explicitly wins: an endpoint of another object store, tracking server or Prefect server stays, and so
+    does a store of the user's own on S3, with the keys to it.
     """
     return settings.model_copy(update=_found(settings))
 
@@ -29,7 +30,7 @@ def _found(settings: Settings) -> dict[str, object]:
     if state is None:
         return {}
     found: dict[str, object] = {}
-    if settings.s3_endpoint is None:
+    if settings.s3_endpoint is None and not _own_bucket(settings):
         secret = load_credentials(settings)
         found |= {
             "s3_endpoint": state.url("s3"),
@@ -43,6 +44,10 @@ def _found(settings: Settings) -> dict[str, object]:
     if settings.prefect_url is None:
         found["prefect_url"] = state.prefect_api
     return found
+
+
+def _own_bucket(settings: Settings) -> bool:
+    return "store" in settings.model_fields_set and settings.store.startswith("s3://")
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -141,7 +141,7 @@ class ModelRegistry:
         """
         mlflow = _pyfunc()
         version = self.version(name, which)
-        folder = into / name / str(version.version)
+        folder = into / name / _identity(version)
         if not (folder / "model.safetensors").exists():
             with _reachable(self.uri), self._fluent():
                 uri = f"models:/{name}/{version.version}"
@@ -252,6 +252,11 @@ def _pyfunc() -> Any:
         import mlflow
         import mlflow.pyfunc
     return mlflow
+
+
+def _identity(version: ModelVersion) -> str:
+    # Every registry counts from 1, and so does a model that was deleted and registered anew.
+    return f"{version.version}-{version.created_at:%Y%m%dT%H%M%S%f}-{version.run_id or 'imported'}"
 
 
 def _tensor_spec(shape: tuple[int, ...]) -> Any:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import fsspec
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from filelock import FileLock
 
 if TYPE_CHECKING:
@@ -51,6 +52,19 @@ class ObjectInfo:
     size: int
     etag: str
     modified: datetime
+
+
+@contextmanager
+def reaching_store() -> Iterator[None]:
+    """Inside (or in a function decorated with it), a store that cannot be reached is an OSError, as a lost disk is.
+
+    Raises:
+        OSError: in place of botocore's own connection errors, which are none.
+    """
+    try:
+        yield
+    except BotoCoreError as error:
+        raise OSError(f"expected an answer of the object store; got: {error}") from error
 
 
 def is_local(url: str) -> bool:
@@ -99,7 +113,11 @@ def _remote_etag(info: Mapping[str, Any]) -> str:
 
 
 class ObjectStore:
-    """Objects below one root URL (`s3://bucket/prefix`, `file:///path` or a path)."""
+    """Objects below one root URL (`s3://bucket/prefix`, `file:///path` or a path).
+
+    Raises:
+        OSError: by every method that asks the store, while it cannot be reached.
+    """
 
     def __init__(self, url: str, storage: Mapping[str, object] | None = None) -> None:
         self.url = url.rstrip("/")
@@ -107,6 +125,7 @@ class ObjectStore:
         self._local = local_path(self.url) if is_local(self.url) else None
         self._files, self._root = open_filesystem(self.url, self.storage)
 
+    @reaching_store()
     def read(self, key: str) -> bytes:
         """The bytes of one object. Raises FileNotFoundError."""
         data: bytes = self._files.cat_file(self._path(key))
@@ -116,6 +135,7 @@ class ObjectStore:
         """Whether an object (not a folder) has this key."""
         return self.etag(key) is not None
 
+    @reaching_store()
     def etag(self, key: str) -> str | None:
         """The entity tag of an object; None where there is no such object."""
         if self._local is not None:
@@ -127,11 +147,13 @@ class ObjectStore:
             return None
         return _remote_etag(info) if info["type"] == "file" else None
 
+    @reaching_store()
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """Every object below the folder `prefix` (or the object itself), in the order of their keys."""
         found = self._list_local(prefix) if self._local is not None else self._list_remote(prefix)
         return sorted(found, key=lambda item: item.key)
 
+    @reaching_store()
     def write(self, key: str, data: bytes) -> None:
         """Write an object, replacing what was there; a reader sees the old bytes or the new."""
         if self._local is None:
@@ -140,6 +162,7 @@ class ObjectStore:
         with self._lock(key):
             self._rename(key, data)
 
+    @reaching_store()
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object unless the key is taken; False = it was (an answer lost on the wire also reads False)."""
         if self._local is None:
@@ -150,6 +173,7 @@ class ObjectStore:
             self._rename(key, data, durable=True)
             return True
 
+    @reaching_store()
     def replace(self, key: str, data: bytes, if_match: str | None) -> bool:
         """Swap an object if its tag is still `if_match` (None: still absent); False = somebody else was first."""
         if if_match is None:
@@ -162,6 +186,7 @@ class ObjectStore:
             self._rename(key, data, durable=True)
             return True
 
+    @reaching_store()
     def delete(self, prefix: str) -> None:
         """Remove an object, or everything below a folder; nothing there is not an error.
 

@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 import icechunk as ic
 from filelock import FileLock
 
-from infra.objects import ObjectStore, is_local, local_path
+from infra.objects import ObjectStore, is_local, local_path, preflight
 
 ic.set_logs_filter("error")  # a local repository prints a warning to stdout at every open otherwise
 
@@ -100,11 +100,15 @@ def open_repository(url: str, storage: Mapping[str, object]) -> ic.Repository:
 
     Raises:
         RepositoryMissing: nothing there.
+        OSError: the store cannot be reached, or what is there cannot be opened.
     """
     place = storage_of(url, storage)
-    if (is_local(url) and not local_path(url).is_dir()) or not ic.Repository.exists(place):
-        raise RepositoryMissing(f"expected an archive at {url}; there is none")
-    return ic.Repository.open(place)
+    try:
+        if (is_local(url) and not local_path(url).is_dir()) or not ic.Repository.exists(place):
+            raise RepositoryMissing(f"expected an archive at {url}; there is none")
+        return ic.Repository.open(place)
+    except ic.IcechunkError as error:
+        raise OSError(f"expected to open the archive at {url}; got:{str(error).splitlines()[0]}") from error
 
 
 def create_repository(url: str, storage: Mapping[str, object], fields: tuple[str, ...]) -> ic.Repository:
@@ -114,17 +118,28 @@ def create_repository(url: str, storage: Mapping[str, object], fields: tuple[str
         url: Where.
         storage: fsspec-style options.
         fields: Names of the (time, y, x) arrays, one chunk per slot.
+
+    Raises:
+        UnsafeStore: there is no repository yet, and the store would let two writers overwrite each other.
     """
     place, settings = storage_of(url, storage), _settings(fields)
     with writer_lock(url):
         if ic.Repository.exists(place):
             return _with_settings(place, settings)
+        if not is_local(url):
+            preflight(_beside(url), storage)
         try:
             return ic.Repository.create(place, config=settings)
         except ic.IcechunkError:
             if _appears(place, 0.0 if is_local(url) else _CREATION_SECONDS):  # another machine was first
                 return _with_settings(place, settings)
         return _create_over_remnants(place, settings, ObjectStore(url, storage))
+
+
+def _beside(url: str) -> str:
+    """The folder that `url` lies in: a repository is created in an empty place, SeaweedFS keeps emptied folders."""
+    folder, _, _ = url.rstrip("/").rpartition("/")
+    return url if folder.endswith("/") else folder  # a whole bucket lies in nothing
 
 
 def _with_settings(place: ic.Storage, settings: ic.RepositoryConfig) -> ic.Repository:

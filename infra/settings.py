@@ -123,17 +123,28 @@ class TrainingSettings(_Frozen):
 
     With `dataset` and `dataset_url` (any fsspec address; `dataset_storage`: options such as anon) it trains on a
     published dataset, read in place, instead of the archive; `thresholds` are then in that dataset's units.
+
+    How an Earthformer is trained: `accumulate` micro-batches per step on each of `devices`, gradients of at most the
+    norm `gradient_clip`, `workers` loader processes, an end after `patience` validations without improvement (None:
+    never); `precision` and `strategy` by Lightning's names. PreDiff's stages keep to the recipes of their presets.
     """
 
     preset: str = "earthformer/small-64"
     budget: Duration = timedelta(minutes=20)
     batch_size: int = Field(default=16, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
     loss: Literal["mse", "balanced", "csi"] = "csi"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    devices: int = Field(default=1, ge=1)
+    strategy: str = Field(default="auto", min_length=1)
+    gradient_clip: float = Field(default=1.0, gt=0)
     augment: bool = False
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     validate_every: int = Field(default=500, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=200, ge=1)
+    workers: int = Field(default=0, ge=0)
     split: tuple[float, float, float] = (0.7, 0.15, 0.15)
     event_limit: Duration | None = None
     guard: Duration | None = None
@@ -146,6 +157,11 @@ class TrainingSettings(_Frozen):
     def _check(self) -> Self:
         if (self.dataset is None) != (self.dataset_url is None):
             raise ValueError("expected dataset and dataset_url together, or neither")
+        parts = self.accumulate * self.devices
+        if self.batch_size % parts:
+            raise ValueError(
+                f"expected a batch_size that divides into accumulate x devices = {parts} parts; got {self.batch_size}"
+            )
         return self
 
 
@@ -204,16 +220,21 @@ class Settings(BaseSettings):
         return text.replace("{store}", self.store).format(**places)
 
     def storage_options(self, url: str) -> dict[str, object]:
-        """fsspec (s3fs) options for `url`: credentials and endpoint on s3://, nothing elsewhere."""
-        if not url.startswith("s3://") or self.s3_endpoint is None:
+        """fsspec (s3fs) options for `url`: what is set of credentials, endpoint and region on s3://, nothing elsewhere.
+
+        What is not set is left to the AWS environment; only an endpoint that was set has the default region.
+        """
+        if not url.startswith("s3://"):
             return {}
-        key, secret = self.s3_key, self.s3_secret
-        return {
-            "key": key.get_secret_value() if key else None,
-            "secret": secret.get_secret_value() if secret else None,
-            "endpoint_url": self.s3_endpoint,
-            "client_kwargs": {"region_name": self.s3_region},
-        }
+        options: dict[str, object] = {}
+        for name, secret in (("key", self.s3_key), ("secret", self.s3_secret)):
+            if secret:
+                options[name] = secret.get_secret_value()
+        if self.s3_endpoint is not None:
+            options["endpoint_url"] = self.s3_endpoint
+        if self.s3_endpoint is not None or "s3_region" in self.model_fields_set:
+            options["client_kwargs"] = {"region_name": self.s3_region}
+        return options
 
 
 def _dataset_place(training: TrainingSettings, settings: Settings) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ CONFIG_VERSION = 1
 Anchor = Literal["none", "persistence", "extrapolation"]
 # Typed by family: further families join as a union discriminated by `family`.
 Architecture = EarthformerConfig
+# dBZ of a dry cell in what a model was trained on; None: not kept when it was trained, or no reflectivity. Left out of
+# the file where it is None, so that an earlier Squall reads it and a training begun by one is resumed.
+NoEcho = Annotated[float | None, Field(exclude_if=lambda value: value is None)]
 
 
 class ForecasterConfig(BaseModel):
@@ -39,6 +42,7 @@ class ForecasterConfig(BaseModel):
     quantity: str = "rainfall_rate"
     transform: Transform = Transform()
     anchor: Anchor = "none"
+    no_echo: NoEcho = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

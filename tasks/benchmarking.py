@@ -36,6 +36,8 @@ class EnsembleBenchmark:
         steps: Sampler settings such as `20` or `ddim:50`, each a variant of every model that samples.
         reference: Forecaster that differences are taken against; None takes the best.
         i3d: File with the weights of the network behind the Fréchet video distance; None leaves that out.
+        calibrated: Whether variants of `steps` keep the factor on the noise and the quantile mapping that were fitted
+            at the model's own steps; without, all are compared as they are drawn.
     """
 
     models: tuple[str, ...] = DEFAULT_MODELS
@@ -45,6 +47,7 @@ class EnsembleBenchmark:
     steps: tuple[str, ...] = ()
     reference: str | None = None
     i3d: Path | None = None
+    calibrated: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def compare_domain_ensembles(
     spec = window_spec(domain, data.info, networks)
     samples = cut_samples(data, spec)
     forecasters = line_up(asked.models, networks, samples)
-    variants = sampling_variants(forecasters, asked.steps)
+    variants = sampling_variants(forecasters, asked.steps, calibrated=asked.calibrated)
     forecasters |= {name: variant for name, (variant, _) in variants.items()}
     windows = samples.held_out("test", asked.windows, wet=True)
     thresholds = domain.training.thresholds or domain.verification.thresholds

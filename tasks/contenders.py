@@ -112,14 +112,14 @@ def line_up(names: Sequence[str], networks: Mapping[str, Forecaster], samples: S
 
 
 def sampling_variants(
-    forecasters: Mapping[str, Forecaster], texts: Sequence[str]
+    forecasters: Mapping[str, Forecaster], texts: Sequence[str], *, calibrated: bool = True
 ) -> dict[str, tuple[Forecaster, SamplerSetting]]:
-    """The models that sample at every asked-for setting (`20`, `ddim:50`), by name.
+    """The models that sample at every asked-for setting (`20`, `ddim:50`), by name, calibrated or as they are drawn.
 
     Raises:
         ValueError: settings are asked for and no model samples, or one of them cannot be read.
     """
-    from tasks.training.sampling_steps import parse_setting, sampler_variants
+    from tasks.training.sampling_steps import as_drawn, parse_setting, sampler_variants
 
     settings = [parse_setting(text) for text in texts]
     sampling = {name: one for name, one in forecasters.items() if hasattr(one, "steps")}
@@ -127,5 +127,5 @@ def sampling_variants(
         raise ValueError(f"expected a model with sampler steps among {', '.join(forecasters)}; got none")
     found: dict[str, tuple[Forecaster, SamplerSetting]] = {}
     for name, forecaster in sampling.items():
-        found |= sampler_variants(name, forecaster, settings)
+        found |= sampler_variants(name, forecaster if calibrated else as_drawn(forecaster), settings)
     return found

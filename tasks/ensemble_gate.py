@@ -9,9 +9,11 @@ from infra.tracking import ModelMissing, Tracking
 from tasks.contenders import device_of, line_up, load_networks
 from tasks.learning import Fitted, cut_samples
 from tasks.rungs import RANK_TAG, find_champion, registered_name
+from tasks.training.comparability import misfit
 from tasks.training.data import TrainingData
 from tasks.training.datasets import Sequences
 from tasks.training.resumption import experiment_of
+from tasks.training.sample_set import SampleSet
 from tasks.verification.ensemble_promotion import EnsembleVerdict, decide_ensemble
 from tasks.verification.promotion import Unavailable
 
@@ -58,7 +60,7 @@ def compare_ensemble_models(
         networks["earthformer"] = earthformer
     rivals = [name for name in _RIVALS if name != "dressed" or earthformer is not None]
     forecasters = line_up(["challenger", *rivals], networks, samples)
-    lost = _add_champion(forecasters, domain, settings, fitted)
+    lost = _add_champion(forecasters, domain, settings, fitted, samples)
     chosen = samples.held_out("test", windows, wet=True)
     thresholds = domain.training.thresholds or domain.verification.thresholds
     comparison = compare_ensembles(forecasters, samples, chosen, thresholds=thresholds, members=members)
@@ -101,7 +103,7 @@ def _champion_earthformer(
 
 
 def _add_champion(
-    forecasters: dict[str, Forecaster], domain: Domain, settings: Settings, fitted: Fitted
+    forecasters: dict[str, Forecaster], domain: Domain, settings: Settings, fitted: Fitted, samples: SampleSet
 ) -> Unavailable | None:
     """Put the reigning PreDiff among `forecasters`; why it cannot be compared, where it cannot."""
     from models.forecaster import load_forecaster
@@ -113,8 +115,12 @@ def _add_champion(
         return None
     if champion.version == str(fitted.version):
         return None
+    told = f"{name} {champion.version}"
     try:
-        forecasters["champion"] = load_forecaster(champion.folder, device_of(settings))
+        forecaster = load_forecaster(champion.folder, device_of(settings))
     except (ValueError, OSError, LookupError) as error:
-        return Unavailable(f"{name} {champion.version}", f"{type(error).__name__}: {error}")
+        return Unavailable(told, f"{type(error).__name__}: {error}")
+    if (reason := misfit(forecaster, samples)) is not None:
+        return Unavailable(told, reason)
+    forecasters["champion"] = forecaster
     return None

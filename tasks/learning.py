@@ -14,7 +14,8 @@ from infra.tracking import ModelMissing, ModelVersion, RunLog, Tracking
 from models.configuration import ForecasterConfig
 from tasks.cycle import open_archive
 from tasks.rungs import RANK_TAG, find_named, registered_name
-from tasks.training.config import TrainConfig
+from tasks.training.comparability import misfit
+from tasks.training.config import told_config, told_thresholds
 from tasks.training.data import TrainingData
 from tasks.training.datasets import Sequences, open_dataset
 from tasks.training.datasets.sampling import DatasetSamples
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from tasks.training.evaluation import Evaluation
 
 JUDGED_WINDOWS = 400
-_SAME_CELLS = 0.05
 
 
 @dataclass(frozen=True)
@@ -125,22 +125,8 @@ def fit_model(
     chosen, spec = base.preset, sample_spec(domain, base, data)
     samples = cut_samples(data, spec)
     model, tracking = forecaster_config(base, samples), Tracking(settings.tracking_uri)
-    config = TrainConfig(
-        domain=domain.name,
-        preset=chosen,
-        seed=seed,
-        batch_size=domain.training.batch_size,
-        max_steps=max_steps,
-        budget=budget or (domain.training.budget if max_steps is None else None),
-        learning_rate=domain.training.learning_rate,
-        loss=domain.training.loss,
-        thresholds=_thresholds(domain),
-        accelerator="auto" if settings.device == "auto" else settings.device,
-        augment=domain.training.augment,
-        ema_decay=domain.training.ema_decay,
-        val_every=domain.training.validate_every,
-        checkpoint_every=domain.training.checkpoint_every,
-        from_model=start,
+    config = told_config(
+        domain, settings, preset=chosen, seed=seed, max_steps=max_steps, budget=budget, from_model=start
     )
     name, revision = registered_name(domain, chosen.partition("/")[0]), code_revision()
     asked = {REQUEST_TAG: request} if request else {}
@@ -184,10 +170,6 @@ def cut_samples(data: TrainingData | Sequences, spec: SampleSpec) -> SampleSet:
     return SampleSource(data, spec) if isinstance(data, TrainingData) else DatasetSamples(data, spec)
 
 
-def _thresholds(domain: Domain) -> tuple[float, ...]:
-    return domain.training.thresholds or domain.verification.thresholds
-
-
 def sample_spec(domain: Domain, config: ForecasterConfig, data: TrainingData | Sequences) -> SampleSpec:
     """Windows as the model wants them, cropped where the archive's grid is larger, split as the domain says."""
     rule = domain.training
@@ -212,7 +194,7 @@ def compare_models(
     samples = cut_samples(data, fitted.spec)
     forecasters: dict[str, Forecaster] = {"challenger": load_forecaster(fitted.checkpoint), **_baselines(samples)}
     lost = _add_champion(forecasters, domain, settings, fitted, samples)
-    evaluation = evaluate(forecasters, samples, split="test", thresholds=_thresholds(domain), limit=JUDGED_WINDOWS)
+    evaluation = evaluate(forecasters, samples, split="test", thresholds=told_thresholds(domain), limit=JUDGED_WINDOWS)
     verdict = _judge(evaluation, lost)
     with Tracking(settings.tracking_uri).run(experiment_of(domain.name), "", run_id=fitted.run_id) as log:
         log_evaluation(log, evaluation, samples, "test")
@@ -275,17 +257,12 @@ def _add_champion(
         return None
     if (champion.name, champion.version) == (fitted.name, str(fitted.version)):
         return None
+    told = f"{champion.name} {champion.version}"
     try:
         forecaster = load_forecaster(champion.folder)
     except (ValueError, OSError, LookupError) as error:
-        return Unavailable(f"{champion.name} {champion.version}", f"{type(error).__name__}: {error}")
-    theirs, ours = forecaster.config, samples.info
-    same = (theirs.quantity, theirs.cadence_s) == (ours.quantity, ours.cadence_s)
-    if not same or abs(theirs.cell_size_m / ours.cell_size_m - 1) > _SAME_CELLS:
-        told = f"trained on {theirs.quantity} of {theirs.cell_size_m:.0f} m and {theirs.cadence_s} s"
-        return Unavailable(f"{champion.name} {champion.version}", told)
-    if forecaster.t_in > samples.t_in or forecaster.t_out < samples.t_out:
-        told = f"needs {forecaster.t_in} frames and forecasts {forecaster.t_out}"
-        return Unavailable(f"{champion.name} {champion.version}", told)
+        return Unavailable(told, f"{type(error).__name__}: {error}")
+    if (reason := misfit(forecaster, samples)) is not None:
+        return Unavailable(told, reason)
     forecasters["champion"] = forecaster
     return None

@@ -20,11 +20,12 @@ from tasks.learning import Fitted, cut_samples
 from tasks.prediff_import import imported_result, imported_weights
 from tasks.prediff_plan import PreDiffPlan
 from tasks.rungs import registered_name
-from tasks.training.data import TrainingData
+from tasks.training.data import TrainingData, TrainingDataInfo
 from tasks.training.datasets import Sequences
 from tasks.training.resumption import alone, experiment_of, training_folder
 from tasks.training.sample_set import SampleSet
 from tasks.training.samples import SampleSpec
+from tasks.training.stages.recipes import recipe_of
 from tasks.training.stages.stage import StageResult
 
 if TYPE_CHECKING:
@@ -96,12 +97,17 @@ def prediff_spec(domain: Domain, preset: str, data: TrainingData | Sequences) ->
 
 def _config(place: _Workplace, usual: float | None = None) -> PreDiffConfig:
     from models.checkpoint import load_checkpoint
+    from models.prediff.constraints import parse_constraint
     from models.prediff.intensity_estimator import IntensityEstimatorConfig
     from models.prediff.presets import preset as find_preset
+    from models.transform import Transform
 
     found, info = find_preset(place.plan.preset), place.samples.info
+    no_echo = info.no_echo if isinstance(info, TrainingDataInfo) else None
     anchor = load_checkpoint(place.plan.anchor)[0] if place.plan.anchor else None
     changes: dict[str, object] = {
+        "constraint": parse_constraint(place.plan.constraint, Transform.of_quantity(info.quantity), no_echo),
+        "no_echo": no_echo,
         "quantity": info.quantity,
         "cadence_s": info.cadence_s,
         "cell_size_m": anchor.cell_size_m if anchor else info.cell_size_m,
@@ -115,6 +121,7 @@ def fit_autoencoder(
     domain: Domain, settings: Settings, data: TrainingData | Sequences, plan: PreDiffPlan
 ) -> StageResult:
     """Stage 1, with a discriminator where the preset has one."""
+    from models.prediff.perceptual import load_perceptual
     from models.prediff.presets import preset as find_preset
     from tasks.training.stages.assembly import start_network
     from tasks.training.stages.autoencoder import AutoencoderStage
@@ -123,7 +130,7 @@ def fit_autoencoder(
     place = _workplace(plan, domain, settings, data)
     config = _config(place)
     network = start_network(config, None, plan.seed)
-    told = plan.stage("autoencoder", settings, batch_size=16, learning_rate=2e-3, gradient_clip=200.0, ema_decay=0.995)
+    told = plan.stage("autoencoder", settings)
     stage = AutoencoderStage(
         network.autoencoder,
         place.samples,
@@ -131,6 +138,8 @@ def fit_autoencoder(
         seed=plan.seed,
         batch_size=told.batch_size,
         discriminator_from=find_preset(plan.preset).discriminator_from,
+        discriminator_width=recipe_of(plan.preset).discriminator_width,
+        perceptual=load_perceptual(plan.perceptual) if plan.perceptual else None,
     )
     with place.run("autoencoder") as log:
         imported = "autoencoder" in plan.imported
@@ -195,7 +204,7 @@ def fit_denoiser(domain: Domain, settings: Settings, data: TrainingData | Sequen
     if "denoiser" in plan.imported:
         return imported_result(place.folder, "denoiser")
     network, train, held_out = _ready(place)
-    told = plan.stage("denoiser", settings, batch_size=24, learning_rate=1e-3, ema_decay=0.995)
+    told = plan.stage("denoiser", settings)
     stage = DenoiserStage(network, train, held_out, seed=plan.seed, batch_size=told.batch_size)
     with place.run("denoiser") as log:
         return fit_stage(stage, told, place.folder / "denoiser", log)
@@ -208,7 +217,7 @@ def fit_alignment(domain: Domain, settings: Settings, data: TrainingData | Seque
 
     place = _workplace(plan, domain, settings, data)
     network, train, held_out = _ready(place)
-    told = plan.stage("alignment", settings, batch_size=32, learning_rate=1e-3, ema_decay=0.99)
+    told = plan.stage("alignment", settings)
     fixed = "alignment" in plan.imported
     stage = AlignmentStage(network, train, held_out, seed=plan.seed, batch_size=told.batch_size, fixed=fixed)
     with place.run("alignment") as log:

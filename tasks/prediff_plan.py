@@ -18,9 +18,11 @@ from tasks.rungs import Champion, find_named
 from tasks.training.data import TrainingData
 from tasks.training.datasets import Sequences
 from tasks.training.resumption import REQUEST_TAG, experiment_of, keep_to, training_folder
+from tasks.training.stages.recipes import recipe_of
 from tasks.training.stages.stage import StageConfig
 
 STAGES = ("autoencoder", "latents", "denoiser", "alignment")
+AVERAGE = "average_intensity"
 _PLAN = "prediff.json"
 # Shares of the budget; the rest is for encoding, choosing the spread, and judging.
 _SHARES = {"autoencoder": 0.07, "denoiser": 0.7, "alignment": 0.11}
@@ -42,6 +44,8 @@ class PreDiffPlan:
         max_steps: Optimiser steps of every stage; None: by time.
         train_windows: Windows encoded for training.
         imported: Stages whose networks are taken from the registry as they are, with their names and versions.
+        constraint: What members can be steered to, as `parse_constraint` reads it.
+        perceptual: File with LPIPS weights for the autoencoder's loss; empty without.
     """
 
     preset: str
@@ -54,13 +58,15 @@ class PreDiffPlan:
     max_steps: int | None = None
     train_windows: int = _TRAINED_WINDOWS
     imported: dict[str, str] = field(default_factory=dict)
+    constraint: str = AVERAGE
+    perceptual: str = ""
 
-    def stage(self, name: str, settings: Settings, **changes: object) -> StageConfig:
+    def stage(self, name: str, settings: Settings) -> StageConfig:
         """How stage `name` is trained."""
         budget = timedelta(seconds=self.budget_s * _SHARES[name]) if self.budget_s else None
         device = "auto" if settings.device == "auto" else settings.device
-        told = {"seed": self.seed, "budget": budget, "max_steps": self.max_steps, "accelerator": device}
-        return StageConfig(**{**told, **changes})  # type: ignore[arg-type]
+        recipe = asdict(recipe_of(self.preset).stage(name))
+        return StageConfig(**recipe, seed=self.seed, budget=budget, max_steps=self.max_steps, accelerator=device)
 
 
 def plan_prediff(
@@ -78,6 +84,8 @@ def plan_prediff(
     train_windows: int | None = None,
     imported: Mapping[str, str] | None = None,
     seed: int | None = None,
+    constraint: str | None = None,
+    perceptual: str | None = None,
 ) -> PreDiffPlan:
     """Begin a training (its MLflow run, its folder), or take up an earlier one.
 
@@ -95,13 +103,16 @@ def plan_prediff(
         train_windows: Windows encoded for training; None: 6000.
         imported: Registered components instead of stages, `NAME@ALIAS` by stage: see `tasks.prediff_import`.
         seed: Of everything random; None: 0.
+        constraint: What members can be steered to: see `parse_constraint`; None: their average intensity.
+        perceptual: File with LPIPS weights for the autoencoder's loss, as `models.prediff.perceptual` reads them.
 
     Raises:
-        ValueError: no such preset, stage or training, or an option that could not count.
+        ValueError: no such preset, stage, training or constraint, or an option that could not count.
         ModelMissing: no champion to anchor to.
     """
     if stage is not None and (stage not in STAGES or resume is None):
         raise ValueError(f"expected a stage of {', '.join(STAGES)} of a training to resume; got {stage!r}, {resume!r}")
+    perceptual = str(Path(perceptual).resolve()) if perceptual else None
     tracking = Tracking(settings.tracking_uri)
     begun = resume or find_begun_plan(settings, domain.name, request)
     if begun is not None:
@@ -110,13 +121,15 @@ def plan_prediff(
             raise ValueError(f"expected samples of {plan.archive_snapshot}; got {data.info.archive_snapshot}")
         if resume:
             asked = {"preset": preset, "from_model": from_model, "budget": budget, "max_steps": max_steps}
-            keep_to(_told(plan), **asked, windows=train_windows, imported=imported or None, seed=seed)
+            others = {"constraint": constraint, "perceptual": perceptual, "seed": seed}
+            keep_to(_told(plan), **asked, windows=train_windows, imported=imported or None, **others)
         if stage in plan.imported:
             raise ValueError(f"expected a stage that was trained; {stage} is {plan.imported[stage]}, imported")
         if stage is not None:
             _forget_once(training_folder(settings, plan.run_id), stage, request)
         return plan
     anchor = _find_anchor(preset, from_model, domain, settings)
+    _require_counting(imported or {}, constraint, perceptual, data.info.quantity)
     components = find_components(preset, imported or {}, data.info, settings)
     told = budget or (None if max_steps else domain.training.budget)
     tags = {
@@ -138,6 +151,8 @@ def plan_prediff(
             max_steps=max_steps,
             train_windows=train_windows or _TRAINED_WINDOWS,
             imported={component.stage: component.name for component in components},
+            constraint=constraint or AVERAGE,
+            perceptual=perceptual or "",
         )
         log.params({key: value for key, value in asdict(plan).items() if value not in (None, "", {})})
     folder = training_folder(settings, plan.run_id)
@@ -170,6 +185,24 @@ def _find_anchor(preset: str, from_model: str | None, domain: Domain, settings: 
     if from_model is not None:
         raise ValueError(f"expected no from_model with {preset}, whose anchor is {wanted!r}; got {from_model!r}")
     return None
+
+
+def _require_counting(
+    imported: Mapping[str, str], constraint: str | None, perceptual: str | None, quantity: str
+) -> None:
+    """Refuse what an imported network would silently overrule, and what cannot be read."""
+    from models.prediff.constraints import parse_constraint
+    from models.prediff.perceptual import load_perceptual
+    from models.transform import Transform
+
+    parse_constraint(constraint or AVERAGE, Transform.of_quantity(quantity))
+    if "alignment" in imported and constraint not in (None, AVERAGE):
+        raise ValueError(f"expected {AVERAGE} of an imported alignment network; got {constraint}")
+    if perceptual is None:
+        return
+    if "autoencoder" in imported:
+        raise ValueError(f"expected no perceptual loss of an imported autoencoder; got {perceptual}")
+    load_perceptual(perceptual)
 
 
 def _told(plan: PreDiffPlan) -> dict[str, object]:

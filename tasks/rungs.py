@@ -6,6 +6,7 @@ downloaded weights, and while the server is away the last one counts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -173,12 +174,11 @@ def find_champion(name: str, which: str, settings: Settings) -> Champion:
         ModelMissing: the server answers that there is none.
         TrackingUnavailable: the server is away, and nothing is known of it from before.
     """
-    folder = settings.root / "models"
-    memory = folder / name / f"{which}.json"
+    memory = _memory(name, which, settings)
     try:
         tracking = Tracking(settings.tracking_uri)
         version = tracking.version(name, which)
-        weights = tracking.download(name, version.version, folder)
+        weights = tracking.download(name, version.version, settings.root / "models")
     except TrackingUnavailable:
         if memory.exists():
             return Champion(**json.loads(memory.read_text()))
@@ -189,6 +189,12 @@ def find_champion(name: str, which: str, settings: Settings) -> Champion:
     partial.write_text(json.dumps(asdict(champion)))
     partial.replace(memory)
     return champion
+
+
+def _memory(name: str, which: str, settings: Settings) -> Path:
+    """Where the last answer is kept: one per tracking server, by a digest of its address (it may hold a password)."""
+    server = hashlib.sha256(settings.tracking_uri.encode()).hexdigest()[:12]
+    return settings.root / "models" / name / f"{which}-{server}.json"
 
 
 def _load(champion: Champion, settings: Settings, context: Context, needs: Needs) -> Forecaster:
@@ -215,11 +221,13 @@ def _config(champion: Champion) -> dict[str, object]:
 
 def _needs(champion: Champion) -> Needs:
     config = _config(champion)
+    no_echo = config.get("no_echo")
     return Needs(
         t_in=int(str(config["t_in"])),
         quantity=str(config["quantity"]),
         cell_size_m=float(str(config["cell_size_m"])),
         cadence_s=float(str(config["cadence_s"])),
+        no_echo=None if no_echo is None else float(str(no_echo)),
     )
 
 
@@ -248,5 +256,5 @@ def _measured(domain: Domain, settings: Settings, intensity: float | None) -> _M
     try:
         latest = read_latest(store, series(domain.name, intensity))
         return _Measured(read_report(store, latest.path) if latest else None)
-    except (ValueError, FileNotFoundError):  # a damaged product must not keep the next one from coming
+    except (ValueError, OSError):  # neither a damaged product nor a store that is away keeps the next from coming
         return _Measured(None)

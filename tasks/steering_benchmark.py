@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from infra.settings import Domain, Settings
 from infra.tracking import Tracking
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tasks.training.intensity_table import IntensityRow
 
 EXPERIMENT = "squall/benchmark/alignment"
+_GUIDANCES = ("calibrated", "legacy")
 DEFAULT_INTENSITIES = (-4.0, -2.0, 0.0, 2.0, 4.0)
 _DESCRIPTION = "mlflow.note.content"  # shown as Markdown on the run's page
 
@@ -32,6 +33,7 @@ class AlignmentBenchmark:
         members: Of each ensemble.
         seed: Of everything random.
         steps: Sampler settings such as `20` or `ddim:50`; none takes the model's own.
+        guidance: calibrated, or legacy: the published rule, of a diffusion.
     """
 
     model: str = "prediff"
@@ -40,6 +42,7 @@ class AlignmentBenchmark:
     members: int = 8
     seed: int = 0
     steps: tuple[str, ...] = ()
+    guidance: str = "calibrated"
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,11 @@ def compare_domain_intensities(
 
     from models.prediff.forecaster import PreDiffForecaster
     from tasks.training.intensity_table import as_markdown, is_monotone, tabulate_intensities
+    from tasks.training.sampling_steps import vary
     from tasks.verification.promotion import without_nan
 
+    if asked.guidance not in _GUIDANCES:
+        raise ValueError(f"expected the guidance {' or '.join(_GUIDANCES)}; got {asked.guidance!r}")
     torch.set_num_threads(settings.threads)
     networks = load_networks([asked.model], domain, settings, data.info)
     samples = cut_samples(data, window_spec(domain, data.info, networks))
@@ -98,8 +104,9 @@ def compare_domain_intensities(
         for name, forecaster in variants.items():
             if not isinstance(forecaster, PreDiffForecaster):
                 raise ValueError(f"expected a model that can be steered; got {name}, {type(forecaster).__name__}")
+            steered = cast("PreDiffForecaster", vary(forecaster, guidance=asked.guidance))
             found = tabulate_intensities(
-                name, forecaster, samples, windows, asked.intensities, members=asked.members, seed=asked.seed
+                name, steered, samples, windows, asked.intensities, members=asked.members, seed=asked.seed
             )
             monotone[name] = is_monotone(found)
             rows += found

@@ -69,10 +69,13 @@ await_newest = _step(cycle.await_newest, retries=_OUTAGE, minutes=5, tags={"arch
 read_context = _step(cycle.read_context, retries=_OUTAGE, minutes=5, tags={"archive"})
 make_forecast = _step(cycle.make_forecast, retries=0, minutes=10, tags={"model"})
 publish_forecast = _step(cycle.publish_forecast, retries=_OUTAGE, minutes=5, tags={"store"})
+look_at = _step(cycle.look_at, retries=_OUTAGE, minutes=5, tags={"store"})
 score_products = _step(cycle.score_products, retries=_OUTAGE, minutes=60, tags={"store"})
 summarise_skill = _step(cycle.summarise_skill, retries=_OUTAGE, minutes=5, tags={"store"})
 log_skill = _step(skill_log.log_skill, retries=_OUTAGE, minutes=5, tags={"registry"})
 judge_recent = _step(degradation.judge_skill, retries=0, minutes=5, tags={"skill"})
+may_announce_degradation = _step(cycle.may_announce_degradation, retries=_OUTAGE, minutes=5, tags={"store"})
+may_expire = _step(cycle.may_expire, retries=_OUTAGE, minutes=5, tags={"store"})
 expire = _step(cycle.expire_products_and_snapshots, retries=_OUTAGE, minutes=30, tags={"store"})
 find_begun = _step(resumption.find_begun, retries=_OUTAGE, minutes=5, tags={"registry"})
 tag_snapshot = _step(cycle.tag_snapshot, retries=_OUTAGE, minutes=5, tags={"archive"})
@@ -133,11 +136,12 @@ def _ensemble_line(report: Report) -> str:
 
 
 def show_skill(domain: str, table: SkillTable, verdict: SkillVerdict) -> None:
-    """Put skill beside both baselines, and the verdict on it, among the run's artifacts."""
+    """Put skill beside both baselines, and the verdict on it, among the run's artifacts: on wet windows, if any."""
+    wet = table.wet_products > 0
     create_table_artifact(
-        table=table.records("wet") or table.records(),
+        table=table.records("wet" if wet else "all"),
         key=f"skill-{domain}",
-        description=f"CSI on wet windows, {table.products} products. {verdict.reason}",
+        description=f"CSI on {'wet' if wet else 'all'} windows, {table.products} products. {verdict.reason}",
     )
 
 
@@ -162,7 +166,7 @@ def flow_run_id() -> str | None:
 
 @contextmanager
 def in_turn(settings: Settings, training: str) -> Iterator[None]:
-    """Runs of one training deployment follow one another; a later one waits here and says so in its log.
+    """Trainings of deployments follow one another on a machine; a later one waits here and says so in its log.
 
     A training that was started by a command is not held up: whoever asks for two at once gets two.
     """

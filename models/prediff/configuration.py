@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.configuration import CONFIG_VERSION, ForecasterConfig
+from models.configuration import CONFIG_VERSION, ForecasterConfig, NoEcho
 from models.prediff.architecture import PreDiffArchitecture
 from models.prediff.calibration import ReadingCalibration
 from models.prediff.constraints import AnyConstraint, AverageIntensity
@@ -41,6 +41,7 @@ class PreDiffConfig(BaseModel):
     cell_size_m: float = Field(default=1000.0, gt=0)
     quantity: str = "rainfall_rate"
     transform: Transform = Transform()
+    no_echo: NoEcho = None
     anchor: PreDiffAnchor = "none"
     anchor_model: ForecasterConfig | None = None
     objective: ObjectiveKind = "noise"

@@ -30,11 +30,13 @@ class Constraint(Protocol):
 
 
 class AverageIntensity(BaseModel):
-    """Mean of the observed cells in network space, as published."""
+    """Mean of the observed cells above a dry one, in network space; as published where a dry cell is 0."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["average_intensity"] = "average_intensity"
+    # Network-space value of a dry cell; reflectivity far below 0 dBZ would make the average negative.
+    dry: float = 0.0
 
     @property
     def unit(self) -> str:
@@ -43,7 +45,7 @@ class AverageIntensity(BaseModel):
 
     def values(self, frames: Tensor) -> Tensor:
         """Frames (B, T, H, W, C), network space, NaN = not observed → (B, T, 1)."""
-        return _observed_mean(frames)
+        return _observed_mean(frames) - self.dry
 
 
 class DomainMass(BaseModel):
@@ -91,6 +93,31 @@ class ExceedanceArea(BaseModel):
 
 
 AnyConstraint = Annotated[AverageIntensity | DomainMass | ExceedanceArea, Field(discriminator="kind")]
+
+
+def parse_constraint(
+    text: str, transform: Transform, no_echo: float | None = None
+) -> AverageIntensity | DomainMass | ExceedanceArea:
+    """`average_intensity`, `domain_mass` or `exceedance_area:5` (a threshold in the units of the transform's quantity).
+
+    Args:
+        text: As above.
+        transform: Of the quantity.
+        no_echo: What a dry cell shows, units of the quantity; None: 0 in network space.
+
+    Raises:
+        ValueError: another word, a threshold missing, too much, or no number, or the mass of a reflectivity.
+    """
+    kind, _, threshold = text.partition(":")
+    if kind == "exceedance_area" and threshold.replace(".", "", 1).isdigit():
+        return ExceedanceArea.of_physical(float(threshold), transform)
+    if text == "average_intensity":
+        return AverageIntensity(dry=0.0 if no_echo is None else float(transform.forward(torch.tensor(no_echo))))
+    if text == "domain_mass" and transform.quantity == "equivalent_reflectivity_factor":
+        raise ValueError("expected a quantity that adds up for domain_mass; got equivalent_reflectivity_factor [dBZ]")
+    if text == "domain_mass":
+        return DomainMass(transform=transform)
+    raise ValueError(f"expected average_intensity, domain_mass or exceedance_area:THRESHOLD; got {text!r}")
 
 
 def _observed_mean(frames: Tensor) -> Tensor:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from models.anchor import anchor_frames
 from models.baselines import check_context, check_request
 from models.gaps import fill_gaps
 from models.prediff.configuration import PreDiffConfig
 from models.prediff.context import KnownContext, known_context
-from models.prediff.guidance import CalibratedGuidance
+from models.prediff.guidance import CalibratedGuidance, Guidance, ShiftGuidance
 from models.prediff.intensity_estimator import AnticipatedIntensity
 from models.prediff.network import PreDiffNetwork
 from models.prediff.samplers import LatentSampler, SamplerConfig
@@ -53,6 +54,8 @@ class PreDiffForecaster:
         sampler: Method; None: the configuration's.
         intensity: n of the average intensity mu + n sigma that finished members are steered to; None: not steered.
         origin: Absolute latent (row, column) of the grid's first cell: windows of one domain then share its noise.
+        guidance: How members are steered: "calibrated" (each to its own target, drawn again until it is met) or
+            "legacy" (the published shift, one norm over all members drawn together, one draw), for diffusions alone.
         batch: Members times tiles evaluated together.
         bf16: Run the denoiser under bfloat16 autocast.
         observe: Told the seconds of each batch of members by stage, "sampling" and "decoding".
@@ -65,11 +68,14 @@ class PreDiffForecaster:
     sampler: Method | None = None
     intensity: float | None = None
     origin: tuple[int, int] = (0, 0)
+    guidance: Literal["calibrated", "legacy"] = "calibrated"
     batch: int = 32
     bf16: bool | None = None
     observe: Callable[[str, float], None] | None = None
 
     def __post_init__(self) -> None:
+        if self.guidance == "legacy" and self.config.objective == "flow":
+            raise ValueError("expected calibrated guidance of a flow; the published one is a shift along a diffusion")
         self.network.to(self.device).eval().requires_grad_(False)
 
     @property
@@ -193,6 +199,8 @@ class PreDiffForecaster:
 
     def _steered(self, known: _Known, targets: Tensor, seed: int) -> Steered:
         """Members at their targets (M,); where they take more steps than usual, the usual ones find the commands."""
+        if self.guidance == "legacy":
+            return Steered(self._members(known, range(len(targets)), seed, targets), targets)
         least, usual = _LEAST_SHARE * self.config.estimator.scale, self.config.sampler.steps
         longer = self.sampling.steps > usual
         found = replace(self, steps=usual, sampler=None)._steered(known, targets, seed).commands if longer else None
@@ -231,11 +239,13 @@ class PreDiffForecaster:
             torch.cuda.synchronize(self.device)
         return perf_counter()
 
-    def _guidance(self, known: _Known, commands: Tensor | None) -> CalibratedGuidance | None:
+    def _guidance(self, known: _Known, commands: Tensor | None) -> Guidance | None:
         if commands is None:
             return None
         schedule = self.network.objective().schedule
         estimate = _Tiled(self.network, known, self.batch).estimate
+        if self.guidance == "legacy":
+            return ShiftGuidance(estimate, schedule, commands, coupled=True)
         return CalibratedGuidance(estimate, schedule, commands, calibration=self.config.reading)
 
 
@@ -261,12 +271,16 @@ class _Tiled:
         return self.known.tiles.blend(answer)
 
     def estimate(self, z: Tensor, t: Tensor) -> Tensor:
-        """As AlignmentNetwork.forward, the mean over all tiles."""
-        estimates = [
-            self.network.alignment(z[(slice(None), slice(None), *box)], t, self._condition(box, len(z)))
-            for box in self.known.tiles.boxes()
-        ]
-        return torch.stack(estimates).mean(dim=0)
+        """As AlignmentNetwork.forward, the mean over all tiles; only one tile's activations are held for a gradient."""
+
+        def answer(box: Box) -> Tensor:
+            tile: Tensor = self.network.alignment(z[(slice(None), slice(None), *box)], t, self._condition(box, len(z)))
+            return tile
+
+        boxes = self.known.tiles.boxes()
+        if len(boxes) == 1 or not torch.is_grad_enabled():
+            return torch.stack([answer(box) for box in boxes]).mean(dim=0)
+        return torch.stack([checkpoint(answer, box, use_reentrant=False) for box in boxes]).mean(dim=0)
 
     def _condition(self, box: Box, members: int) -> Tensor | None:
         anchor = self.known.anchor

@@ -68,7 +68,7 @@ def steer(
         before[waiting], found_before[waiting] = command[waiting], found
         moved = (command[waiting] + off / response[waiting] - goal[waiting]).clamp(-_REACH, _REACH)
         command[waiting] = goal[waiting] + moved
-        waiting = waiting[least[waiting] > _TOLERANCE]
+        waiting = waiting[(least[waiting] > _TOLERANCE) & (command[waiting] != before[waiting])]
         if not len(waiting):
             break
     return Steered(best, served.exp())

@@ -88,6 +88,7 @@ class Archive:
 
         Raises:
             ArchiveExists: there is one already (perhaps created a moment ago by another process).
+            UnsafeStore: the object store would let two writers overwrite each other (proven once, before creation).
         """
         repository = create_repository(url, storage, (spec.quantity,))
 

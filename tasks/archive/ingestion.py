@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from infra.objects import reaching_store
 from infra.settings import Domain
 from tasks.archive.archive import Archive, ArchiveExists, ArchiveMissing, ArchiveSpec, Received, Rejection, WriteReport
 from tasks.archive.packing import PackedFrame
@@ -89,7 +90,7 @@ def ingest(
         batch: Frames per commit, at most.
 
     Raises:
-        OSError: the store gave none of the objects.
+        OSError: the store cannot be listed, or gave none of the objects.
         ValueError: the domain's cadence is not the archive's and no new epoch is allowed (`on_grid_change`).
     """
     return _Ingest(feed, domain, now, storage or {}, backfill, latency).run(start, end, map or in_threads, batch)
@@ -119,7 +120,7 @@ class _Ingest:
     def run(self, start: datetime, end: datetime, parallel: Map, batch: int) -> IngestReport:
         """Everything, in order."""
         with self._stage("list"), ThreadPoolExecutor(1, thread_name_prefix="list") as beside:
-            listed = beside.submit(self._feed.list, start, end)
+            listed = beside.submit(reaching_store()(self._feed.list), start, end)  # mrms asks the store itself, too
             self._archive = self._open()
             known = self._known(start, end)
             items = [item for item in listed.result() if self._visible(item)]

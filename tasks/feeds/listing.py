@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from infra.objects import open_filesystem
+from infra.objects import open_filesystem, reaching_store
 from tasks.feeds import FeedSource, FrameObject, FrameRejected
 
 Objects = list[FrameObject]
@@ -28,10 +28,14 @@ class StoredObject:
     etag: str
 
 
+@reaching_store()
 def stored_objects(source: FeedSource, prefixes: Sequence[str] | None = None) -> list[StoredObject]:
     """Every object under the root, or under the folders `prefixes` of it, by key; none is read.
 
     A folder that does not exist (yet) holds nothing.
+
+    Raises:
+        OSError: the store cannot be reached.
     """
     filesystem, root = open_filesystem(source.url, source.storage)
     filesystem.invalidate_cache()
@@ -72,7 +76,8 @@ def read_object(source: FeedSource, item: FrameObject) -> bytes:
 
     Raises:
         FrameRejected: oversized above the source's ceiling; truncated where fewer or more bytes come than were
-            listed (the object is still being written); unreadable where it has gone since.
+            listed (the object is still being written).
+        OSError: it has gone since, or the store cannot be reached; worth another try.
     """
     if item.size > source.max_bytes:
         raise FrameRejected("oversized", f"{item.key} has {item.size} bytes; the ceiling is {source.max_bytes}")
@@ -82,18 +87,21 @@ def read_object(source: FeedSource, item: FrameObject) -> bytes:
     return data
 
 
+@reaching_store()
 def read_key(source: FeedSource, key: str) -> bytes:
     """The bytes under `key`, at most the source's ceiling.
 
     Raises:
-        FrameRejected: oversized, or unreadable where there is no such object.
+        FrameRejected: oversized.
+        FileNotFoundError: no such object, or not just now.
+        OSError: the store cannot be reached.
     """
     filesystem, root = open_filesystem(source.url, source.storage)
     try:
         with filesystem.open(f"{root}/{key}", "rb") as stream:
             data: bytes = stream.read(source.max_bytes + 1)
     except FileNotFoundError as error:
-        raise FrameRejected("unreadable", f"{key} is not under the feed's root") from error
+        raise FileNotFoundError(f"expected {key} under the feed's root; there is none") from error
     if len(data) > source.max_bytes:
         raise FrameRejected("oversized", f"{key} has more than {source.max_bytes} bytes")
     return data

@@ -158,13 +158,18 @@ class MrmsFeed:
 
     def list(self, start: datetime, end: datetime) -> Objects:
         """Objects with a nominal time in [start, end]; the bucket's layout is searched by day, a flat folder whole."""
+        pattern = self._layout()
+        days = None if pattern is None else day_prefixes(start.astimezone(UTC), end.astimezone(UTC), pattern)
+        return list_objects(self.source, start, end, lambda key: time_of_key(key, self.product), days)
+
+    def _layout(self) -> str | None:
+        """Day folders (strftime) below the bucket's root, or below its folder of one region; None: a flat folder."""
         filesystem, root = open_filesystem(self.source.url, self.source.storage)
         region = self.source.options.get("region", "CONUS")
-        days = None
+        product = f"{self.product.name}_{self.product.level}"
         if filesystem.isdir(f"{root}/{region}"):
-            pattern = f"{region}/{self.product.name}_{self.product.level}/%Y%m%d"
-            days = day_prefixes(start.astimezone(UTC), end.astimezone(UTC), pattern)
-        return list_objects(self.source, start, end, lambda key: time_of_key(key, self.product), days)
+            return f"{region}/{product}/%Y%m%d"
+        return f"{product}/%Y%m%d" if filesystem.isdir(f"{root}/{product}") else None
 
     def read(self, item: FrameObject) -> bytes:
         """The bytes of one object."""

@@ -1,7 +1,8 @@
 """A domain's frames as a model trained elsewhere wants them, and its forecast back on the domain's grid.
 
 A model trained on coarser cells gets block means by the nearest whole factor; one trained on another radar quantity
-gets the converted one. NaN (not observed) stays NaN both ways.
+gets the converted one; one trained where dry reflectivity has another value than here sees that value. NaN (not
+observed) stays NaN and dry stays dry, both ways.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Fields = NDArray[np.float32]
 _RAIN, _DBZ = "rainfall_rate", "equivalent_reflectivity_factor"
 _VIL, _CODE = "vil", "vil_code"
 _LARGEST_CODE = 254.0  # 255 stands for missing
+_FAINTEST = 0.1  # dB above "no echo" that the weakest echo has at least, where "no echo" is moved up to it
 
 
 class Unsuitable(ValueError):
@@ -36,14 +38,14 @@ class Needs:
         quantity: rainfall_rate, equivalent_reflectivity_factor, vil or vil_code (SEVIR's); None takes the domain's.
         cell_size_m: Side of its training cells [m]; None takes the domain's.
         cadence_s: Step between its frames [s]; None takes the domain's.
-        no_echo: dBZ of "no echo" in what it was trained on (reflectivity only).
+        no_echo: dBZ of "no echo" in what it was trained on; None: not known, or no reflectivity.
     """
 
     t_in: int
     quantity: str | None = None
     cell_size_m: float | None = None
     cadence_s: float | None = None
-    no_echo: float = NO_ECHO
+    no_echo: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,12 @@ def adapt(frames: xr.DataArray, needs: Needs, cadence_s: float) -> Adapted:
             notes.append(f"cells of {size:.0f} m for a model of {needs.cell_size_m:.0f} m")
     if factor > 1:
         notes.append(f"block means of {factor} x {factor} cells, refined bilinearly")
+    no_echo = frames.attrs.get("no_echo")
     if have != want:
         notes.append(f"{have} converted to {want} and back")
-    values = _converted(_blocks(frames, factor), have, want, needs, frames.attrs.get("no_echo"))
+    elif needs.no_echo not in (None, no_echo):
+        notes.append(f"no echo at {needs.no_echo:g} dBZ instead of {no_echo:g} and back")
+    values = _converted(_blocks(frames, factor), have, want, needs, no_echo)
     return Adapted(values, factor, want, "; ".join(notes))
 
 
@@ -139,9 +144,9 @@ def _refined(field: Fields, factor: int, shape: tuple[int, int]) -> Fields:
 
 def _converted(values: Fields, have: str, want: str, needs: Needs, no_echo: float | None) -> Fields:
     if have == want:
-        return values
+        return _moved(values, no_echo, needs.no_echo) if have == _DBZ else values
     if (have, want) == (_RAIN, _DBZ):
-        return rain_to_dbz(values, no_echo=needs.no_echo)
+        return _moved(rain_to_dbz(values), NO_ECHO, needs.no_echo)
     if (have, want) == (_DBZ, _RAIN):
         return dbz_to_rain(values, no_echo=NO_ECHO if no_echo is None else no_echo)
     if (have, want) == (_VIL, _CODE):
@@ -151,9 +156,20 @@ def _converted(values: Fields, have: str, want: str, needs: Needs, no_echo: floa
 
 def _reverted(values: Fields, have: str, want: str, needs: Needs, no_echo: float | None) -> Fields:
     if (have, want) == (_DBZ, _RAIN):
-        return dbz_to_rain(values, no_echo=needs.no_echo)
+        return dbz_to_rain(_moved(values, needs.no_echo, NO_ECHO))
     if (have, want) == (_RAIN, _DBZ):
         return rain_to_dbz(np.maximum(values, 0), no_echo=NO_ECHO if no_echo is None else no_echo)
     if (have, want) == (_CODE, _VIL):
         return sevir_to_vil(np.minimum(values, _LARGEST_CODE))
+    if have == want == _DBZ:
+        return _moved(values, needs.no_echo, no_echo)
     return np.asarray(values, np.float32)
+
+
+def _moved(values: Fields, dry: float | None, to: float | None) -> Fields:
+    """Reflectivity [dBZ] with `to` where it is at most `dry`; what is above `dry` stays above `to`, NaN stays NaN."""
+    known = np.asarray(values, np.float32)
+    if dry is None or to is None:
+        return known
+    echo = np.maximum(known, np.float32(to + _FAINTEST)) if to > dry else known
+    return np.where(known <= np.float32(dry), np.float32(to), echo)

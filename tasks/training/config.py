@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from infra.settings import Domain, Settings
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 LossName = Literal["mse", "balanced", "csi"]
@@ -80,6 +83,49 @@ class TrainConfig:
             raise ValueError("expected max_steps, a budget, or both; got neither")
         if self.loss not in ("mse", "balanced", "csi"):
             raise ValueError(f"expected a loss of mse, balanced, csi; got {self.loss!r}")
+
+
+def told_config(
+    domain: Domain,
+    settings: Settings,
+    *,
+    preset: str,
+    seed: int = 0,
+    max_steps: int | None = None,
+    budget: timedelta | None = None,
+    from_model: Path | None = None,
+) -> TrainConfig:
+    """What was asked for, completed by a domain's `[training]`: by its budget too where no steps were asked for."""
+    told = domain.training
+    return TrainConfig(
+        domain=domain.name,
+        preset=preset,
+        seed=seed,
+        batch_size=told.batch_size,
+        accumulate=told.accumulate,
+        max_steps=max_steps,
+        budget=budget or (told.budget if max_steps is None else None),
+        learning_rate=told.learning_rate,
+        loss=told.loss,
+        precision=told.precision,
+        accelerator="auto" if settings.device == "auto" else settings.device,
+        devices=told.devices,
+        strategy=told.strategy,
+        gradient_clip=told.gradient_clip,
+        ema_decay=told.ema_decay,
+        augment=told.augment,
+        thresholds=told_thresholds(domain),
+        val_every=told.validate_every,
+        patience=told.patience,
+        checkpoint_every=told.checkpoint_every,
+        workers=told.workers,
+        from_model=from_model,
+    )
+
+
+def told_thresholds(domain: Domain) -> tuple[float, ...]:
+    """Of the scores that a training is judged by, in the units of what it is trained on, ascending."""
+    return domain.training.thresholds or domain.verification.thresholds
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class EnsembleRow:
         csi: Of the ensemble mean, mean over thresholds.
         csi_pool4: The same over maxima of 4 x 4 cells.
         csi_pool16: The same over maxima of 16 x 16 cells.
-        member_csi_pool16: Of single members.
+        member_csi_pool4: Of single members, over maxima of 4 x 4 cells.
+        member_csi_pool16: Over maxima of 16 x 16 cells.
         power_ratio: Members' over observed power in the shortest resolved decade of wavelengths.
         mean_power_ratio: That of the ensemble mean.
         intensity_bias: Ensemble mean minus observation, units of the field.
@@ -45,6 +46,7 @@ class EnsembleRow:
     csi: float
     csi_pool4: float
     csi_pool16: float
+    member_csi_pool4: float
     member_csi_pool16: float
     power_ratio: float
     mean_power_ratio: float
@@ -88,6 +90,7 @@ def _row(comparison: EnsembleComparison, name: str, reference: str) -> EnsembleR
         csi=_csi(comparison, name, 1),
         csi_pool4=_csi(comparison, name, 4),
         csi_pool16=_csi(comparison, name, 16),
+        member_csi_pool4=_csi(comparison, name, 4, members=True),
         member_csi_pool16=_csi(comparison, name, 16, members=True),
         power_ratio=found.spectra.power_ratio(),
         mean_power_ratio=found.spectra.power_ratio(mean=True),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.archive.archive import Archive
+from tasks.archive.archive import Archive, ArchiveSpec
+from tasks.archive.epochs import Epoch
 from tasks.archive.slots import as_datetime
 from tasks.grid import cell_size_m
 from tasks.training.data import FrameBatch, TrainingData, TrainingDataInfo, frames_per_shard, write_training_data
@@ -28,49 +30,66 @@ def export_samples(
 ) -> TrainingData:
     """The training layout of a snapshot: every slot in [start, end] that holds a frame, in time order.
 
+    A training needs one grid and one cadence. Where they changed (`on_grid_change = "open_epoch"`), only the newest run
+    of epochs that share them is exported: it starts where the newest epoch that differs ends.
+
     Args:
         archive: Source.
         root: Layouts of all snapshots lie here; one that exists is opened as it is.
-        start: First slot (aware, UTC); None for the archive's first frame.
+        start: First slot (aware, UTC); None for the first frame of that run.
         end: Last slot; None for its newest frame.
         as_of: Snapshot id or tag; None for the newest.
 
     Raises:
         ValueError: no frame in the period, or slots without a fixed step.
-        EpochMismatch: the period spans grids or cadences.
+        EpochMismatch: a period with a `start` of its own spans grids or cadences.
     """
     snapshot = archive.snapshot() if as_of is None else as_of
-    first, last = start or archive.earliest(snapshot), end or archive.latest(snapshot)
-    if first is None or last is None:
+    last = end or archive.latest(snapshot)
+    run = _newest_run(archive.epochs(snapshot), last) if last else []
+    if not run or last is None:
         raise ValueError(f"expected frames in the archive at {archive.url}; it is empty at snapshot {snapshot}")
-    if archive.spec.calendar != "step":
-        raise ValueError(f"expected an archive with a fixed step; got calendar {archive.spec.calendar!r}")
+    spec = run[0].spec
+    if spec.calendar != "step":
+        raise ValueError(f"expected an archive with a fixed step; got calendar {spec.calendar!r}")
+    first = start or _first_frame(archive, snapshot, run[-1].spec.start, last)
     whole = start is None and end is None
     name = snapshot if whole else f"{snapshot}-{first:%Y%m%dT%H%M}-{last:%Y%m%dT%H%M}"
-    info = _describe(archive, snapshot, first)
+    info = _describe(archive, snapshot, spec, first)
     return write_training_data(_frames(archive, info, first, last), info, root / name)
 
 
-def _describe(archive: Archive, snapshot: str, first: datetime) -> TrainingDataInfo:
-    spec = archive.spec
+def _newest_run(epochs: Sequence[Epoch], last: datetime) -> list[Epoch]:
+    """The epochs up to the one of `last` that follow one another on its grid and cadence, newest first."""
+    begun = [epoch for epoch in reversed(epochs) if epoch.spec.start <= last]  # a later one holds nothing yet
+    return list(takewhile(lambda epoch: _alike(epoch.spec, begun[0].spec), begun))
+
+
+def _alike(one: ArchiveSpec, other: ArchiveSpec) -> bool:
+    return one.cadence == other.cadence and one.grid.equals(other.grid)
+
+
+def _first_frame(archive: Archive, snapshot: str, begin: datetime, last: datetime) -> datetime:
+    present, times = archive.present(begin, last, snapshot)
+    if not present.any():
+        raise ValueError(f"expected frames in {begin}..{last} of the archive at {archive.url}; there are none")
+    return as_datetime(times[present][0])
+
+
+def _describe(archive: Archive, snapshot: str, spec: ArchiveSpec, first: datetime) -> TrainingDataInfo:
     found = archive.read(first, first, as_of=snapshot)
     return TrainingDataInfo(
         domain=spec.domain,
         archive_snapshot=snapshot,
         quantity=spec.quantity,
         cadence_s=int(spec.cadence.total_seconds()),
-        epoch=_slot_time(archive, first).isoformat(),
+        epoch=spec.slots.time(spec.slots.nearest(first)).isoformat(),
         cell_size_m=cell_size_m(found),
         packing=spec.packing,
         no_echo=spec.no_echo,
         wet_threshold=WET_THRESHOLD.get(spec.quantity, 0.0),
         shape=(found.sizes["y"], found.sizes["x"]),
     )
-
-
-def _slot_time(archive: Archive, moment: datetime) -> datetime:
-    slots = archive.spec.slots
-    return slots.time(slots.nearest(moment))
 
 
 def _frames(archive: Archive, info: TrainingDataInfo, first: datetime, last: datetime) -> Iterator[FrameBatch]:
@@ -83,7 +102,7 @@ def _frames(archive: Archive, info: TrainingDataInfo, first: datetime, last: dat
     while at < slots.size:
         stop = int(np.searchsorted(slots, slots[at] + span))
         begin = as_datetime(times[at])
-        field = archive.read(begin, begin + (span - 1) * step, as_of=snapshot)[info.quantity]
+        field = archive.read(begin, min(last, begin + (span - 1) * step), as_of=snapshot)[info.quantity]
         wanted = np.searchsorted(field["time"].values, times[at:stop])
         yield FrameBatch(slots[at:stop], field.values[wanted])
         at = stop

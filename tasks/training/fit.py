@@ -31,6 +31,7 @@ from models.transfer import transfer_weights
 from models.transform import Transform
 from tasks.training.conductor import OUTCOME, Conductor, Task
 from tasks.training.config import FREE_ON_RESUME, TrainConfig, TrainResult
+from tasks.training.data import TrainingDataInfo
 from tasks.training.loading import BatchPlan, HeldOutBatches, StepBatches, step_loader
 from tasks.training.losses import choose_loss
 from tasks.training.optimisation import MovingAverage, decay_groups
@@ -52,7 +53,7 @@ _NEVER_ENDING = 10**9  # micro-batches of a training that only its budget ends
 
 
 def forecaster_config(base: ForecasterConfig, samples: SampleSet) -> ForecasterConfig:
-    """The model completed by the quantity, cadence and cell size of what it is trained on.
+    """The model completed by the quantity, cadence, cell size and "no echo" of what it is trained on.
 
     Raises:
         ValueError: the samples' frames or size are not the model's.
@@ -67,6 +68,7 @@ def forecaster_config(base: ForecasterConfig, samples: SampleSet) -> ForecasterC
         "transform": Transform.of_quantity(info.quantity),
         "cadence_s": info.cadence_s,
         "cell_size_m": info.cell_size_m,
+        "no_echo": info.no_echo if isinstance(info, TrainingDataInfo) else None,
     }
     return ForecasterConfig.model_validate(base.model_copy(update=update).model_dump())
 
@@ -171,7 +173,8 @@ def _claim(task: Task, resume: bool) -> None:
     config = {key: value for key, value in asdict(task.config).items() if key not in FREE_ON_RESUME}
     content = {
         "config": config,
-        "model": task.model.model_dump(mode="json"),
+        # What "no echo" is comes from the samples, and changes nothing that is trained.
+        "model": task.model.model_dump(mode="json", exclude={"no_echo"}),
         "archive_snapshot": task.samples.info.archive_snapshot,
         "split": task.samples.describe(),
     }

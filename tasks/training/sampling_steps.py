@@ -63,6 +63,14 @@ def vary(forecaster: Forecaster, **changes: object) -> Forecaster:
     return changed
 
 
+def as_drawn(forecaster: Forecaster) -> Forecaster:
+    """A copy without what was fitted at its own number of steps: no factor on the noise, no quantile mapping."""
+    config: Any = getattr(forecaster, "config", None)
+    if not hasattr(config, "mapping"):
+        return forecaster
+    return vary(forecaster, config=config.model_copy(update={"mapping": None, "spread": 1.0}))
+
+
 def sampler_variants(
     name: str, forecaster: Forecaster, settings: Sequence[SamplerSetting]
 ) -> dict[str, tuple[Forecaster, SamplerSetting]]:

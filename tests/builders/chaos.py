@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -131,7 +131,8 @@ def stopped_at(moments: Mapping[psutil.Process, Callable[[], bool]], within: flo
 
     def go_on() -> None:
         while stopped:
-            stopped.pop().resume()
+            with suppress(psutil.NoSuchProcess):
+                stopped.pop().resume()
 
     try:
         while waiting := [process for process in moments if process not in stopped]:

@@ -11,7 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from builders.feeds_national import FIVE, FMI_TIME, fmi_codes, fmi_key, fmi_pgm
-from tasks.feeds import FeedSource, FrameRejected, open_feed
+from tasks.feeds import FeedSource, open_feed
 from tasks.feeds.listing import day_prefixes, read_key, stored_objects
 
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
@@ -60,8 +60,8 @@ def test_a_new_object_is_seen_by_the_next_listing(bucket: FeedSource) -> None:
     assert [item.time for item in feed.list(*window)] == [late, FMI_TIME]
 
 
-def test_a_key_that_is_not_there_is_unreadable(bucket: FeedSource) -> None:
-    with pytest.raises(FrameRejected, match="unreadable"):
+def test_a_key_that_is_not_there_is_not_found(bucket: FeedSource) -> None:
+    with pytest.raises(FileNotFoundError, match="expected absent under the feed's root"):
         read_key(bucket, "absent")
 
 

@@ -159,6 +159,18 @@ def test_the_buckets_layout_is_listed_by_day_and_other_products_are_left(tmp_pat
     assert len(feed(tmp_path, region="ALASKA").list(MOMENT, MOMENT)) == 1
 
 
+@pytest.mark.parametrize("root", ["", "CONUS"])
+def test_the_bucket_and_its_folder_of_one_region_are_searched_in_the_days_of_the_window_alone(
+    tmp_path: Path, root: str
+) -> None:
+    put(tmp_path, KEY)
+    put(tmp_path, KEY.replace("/20240506/", "/20200101/"))  # the window's time in another day's folder: never seen
+    put(tmp_path, KEY.replace("PrecipRate", "RadarOnly_QPE_01H"))
+    found = feed(tmp_path / root).list(MOMENT - timedelta(hours=1), MOMENT + timedelta(hours=1))
+    assert [item.key for item in found] == [KEY.removeprefix(f"{root}/" if root else "")]
+    assert len(feed(tmp_path / root).read(found[0])) == found[0].size
+
+
 def test_a_flat_folder_with_names_from_before_version_12_is_listed(tmp_path: Path) -> None:
     put(tmp_path, f"20240506/{FLAT}")
     (item,) = feed(tmp_path).list(MOMENT, MOMENT)

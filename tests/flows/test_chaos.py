@@ -5,58 +5,42 @@ Nothing may be lost, nothing doubled, and no reader may ever see half of anythin
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import pytest
-import xarray as xr
 
 from builders import chaos
-from builders.stack import condition_of, eventually, flow_processes, flow_runs, pid_of, running_stack
-from infra.automations import ensure_trainings_go_on, ensure_zombies_crash
+from builders.chaos_stack import (
+    STEPS,
+    Place,
+    Work,
+    archive_it,
+    away,
+    process_of,
+    start_training,
+    state_of,
+)
+from builders.stack import eventually, flow_processes, pid_of, running_stack
 from infra.clock import Clock
-from infra.deployments import deploy_domain, prefect_client, prefect_server
 from infra.objects import open_filesystem
-from infra.settings import Domain, Settings, load_domain
-from infra.stack_state import StackState, hold
+from infra.settings import load_domain
 from infra.tracking import Tracking
 from tasks.cycle import ingest_frames
 from tasks.learning import fit_model, sample_data
-from tasks.training.resumption import REQUEST_TAG, experiment_of, read_starts
+from tasks.training.resumption import read_starts
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
-OUTAGE_S = 30.0
-STEPS = 14
 CALM = "e-calm"
+OVER = ("Completed", "Failed", "Crashed")
 NAMES = (
     "a-ingest",
     "a-create",
     "a-publish",
-    "b-worker",
-    "c-both",
-    *(f"d-{service}-{what}" for service in ("weed", "prefect") for what in ("ingest", "publish", "train")),
+    *(f"{case}-{what}" for case in ("b", "c", "d-weed", "d-prefect") for what in ("ingest", "publish", "train")),
     "e-train",
     CALM,
 )
-
-
-@dataclass(frozen=True)
-class Place:
-    """The running stack and what its archives have to become."""
-
-    settings: Settings
-    state: StackState
-    expected: xr.Dataset
-
-    def domain(self, name: str) -> Domain:
-        return load_domain(name, self.settings)
-
-    def reader(self, name: str) -> chaos.Reader:
-        return chaos.Reader(self.domain(name), self.settings, self.expected)
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +63,6 @@ def undisturbed(place: Place) -> dict[str, bytes]:
     return chaos.parameters(place.settings, fitted.run_id)
 
 
-@contextmanager
-def away(place: Place, service: str) -> Iterator[None]:
-    """SIGKILL a service; it stays away for half a minute after the block has been entered."""
-    process = pid_of(place.settings, service)
-    assert process is not None
-    psutil.Process(process).kill()
-    hold(place.settings, {service: True})
-    try:
-        eventually(lambda: condition_of(place.settings, service) == "held", 30, "the service is gone")
-        yield
-        time.sleep(OUTAGE_S)
-    finally:
-        hold(place.settings, {service: False})
-
-
 def assert_whole(place: Place, name: str, reader: chaos.Reader) -> None:
     """Every frame is there, ingesting again finds nothing to do, and the reader saw nothing but whole states."""
     domain = place.domain(name)
@@ -104,15 +73,30 @@ def assert_whole(place: Place, name: str, reader: chaos.Reader) -> None:
     assert reader.looks > 0
 
 
-def archive_it(place: Place, name: str) -> None:
-    ingest_frames(place.domain(name), place.settings, Clock(), chaos.START, chaos.END)
+def assert_published(place: Place, name: str, reader: chaos.Reader) -> None:
+    """There is one product, and a reader saw it whole or not at all."""
+    eventually(lambda: reader.products_seen, 30, "the product is seen")
+    assert reader.faults == []
+    complete = chaos.complete_products(place.domain(name), place.settings)
+    assert reader.products_seen == set(complete)
+    assert len(complete) == 1
 
 
-def started(place: Place, deployment: str, **parameters: object) -> Any:
-    from prefect.deployments import run_deployment
+def assert_both(work: Work, frames: chaos.Reader, products: chaos.Reader) -> None:
+    ingested, published = work.names
+    assert_published(work.place, published, products)
+    assert_whole(work.place, ingested, frames)
 
-    with prefect_server(place.settings):
-        return run_deployment(deployment, parameters=parameters, timeout=0)
+
+def assert_trained(training: chaos.Training | None, undisturbed: dict[str, bytes]) -> None:
+    """The run ends well, with the same bits as an undisturbed one, and registers one version."""
+    assert training is not None
+    over = ("Completed", "Failed")
+    eventually(lambda: state_of(training.settings, training.run, "train") in over, 400, "the training has ended")
+    assert state_of(training.settings, training.run, "train") == "Completed"
+    assert chaos.parameters(training.settings, training.run_id) == undisturbed
+    (version,) = Tracking(training.settings.tracking_uri).versions(f"{training.name}-earthformer")
+    assert version.run_id == training.run_id
 
 
 def test_an_ingest_killed_at_any_moment_loses_and_doubles_nothing(place: Place) -> None:
@@ -161,42 +145,42 @@ def test_a_publication_killed_at_any_moment_is_seen_whole_or_not_at_all(place: P
         ]
         assert any(killed)
         chaos.outcome(chaos.nowcast_at_the_end(place.settings, name))
-        eventually(lambda: reader.products_seen, 30, "the product is seen")
-    assert reader.faults == []
-    assert len(chaos.complete_products(domain, place.settings)) == 1
-    assert reader.products_seen == set(chaos.complete_products(domain, place.settings))
+        assert_published(place, name, reader)
 
 
-def test_a_worker_killed_alone_leaves_an_orphan_that_may_run_beside_its_replacement(place: Place) -> None:
-    name = "b-worker"
-    deploy_domain(place.settings, place.domain(name))
-    period = {"start": chaos.START.isoformat(), "end": chaos.END.isoformat()}
-    with place.reader(name) as reader:
-        run = started(place, f"ingest/{name}", **period)
-        eventually(lambda: flow_processes(place.state), 60, "the flow process")
-        worker = pid_of(place.settings, "worker")
-        psutil.Process(worker).kill()
-        replacement = chaos.ingest_everything(place.settings, name)
+def test_a_worker_killed_alone_leaves_orphans_that_may_run_beside_their_replacements(
+    place: Place, undisturbed: dict[str, bytes]
+) -> None:
+    work = Work.begin(place, "b", train=True)
+    with work.watched() as readers, work.training_stopped() as train_on:
+        runs = work.by_the_worker()
+        with work.both_stopped(*(process_of(place, run) for run in runs.values())) as go_on:
+            worker = pid_of(place.settings, "worker")
+            psutil.Process(worker).kill()
+            train_on()
+            go_on()
+            for replacement in work.by_commands():
+                chaos.outcome(replacement)
         eventually(lambda: pid_of(place.settings, "worker") not in (None, worker), 30, "a new worker")
-        chaos.outcome(replacement)
-        eventually(lambda: state_of(place, run) in ("Completed", "Crashed"), 90, "the orphan has ended")
-        eventually(lambda: not flow_processes(place.state), 60, "no flow process is left")
-    assert_whole(place, name, reader)
+        for flow, run in runs.items():
+            eventually(
+                lambda flow=flow, run=run: state_of(place.settings, run, flow) in OVER, 120, f"the {flow} has ended"
+            )
+        assert_both(work, *readers)
+    assert_trained(work.training, undisturbed)
 
 
-def test_worker_and_flow_killed_together_are_healed_by_the_next_run(place: Place) -> None:
-    name = "c-both"
-    domain = place.domain(name)
-    deploy_domain(place.settings, domain)
-    period = {"start": chaos.START.isoformat(), "end": chaos.END.isoformat()}
-    with place.reader(name) as reader:
-        started(place, f"ingest/{name}", **period)
-        eventually(lambda: chaos.listed(domain, place.settings, f"archives/{name}"), 90, "the archive appears")
-        worker = pid_of(place.settings, "worker")
-        for process in (psutil.Process(worker), *flow_processes(place.state)):
-            process.kill()
-        chaos.outcome(chaos.ingest_everything(place.settings, name))
-    assert_whole(place, name, reader)
+def test_worker_and_flows_killed_together_are_healed_by_the_next_run(place: Place) -> None:
+    work = Work.begin(place, "c")
+    with work.watched() as readers:
+        runs = work.by_the_worker()
+        flows = [process_of(place, run) for run in runs.values()]
+        with work.both_stopped(*flows):
+            for process in (psutil.Process(pid_of(place.settings, "worker")), *flows):
+                process.kill()
+        for command in work.by_commands():
+            chaos.outcome(command)
+        assert_both(work, *readers)
 
 
 @pytest.mark.parametrize("service", ["weed", "prefect"])
@@ -204,28 +188,17 @@ def test_a_server_away_for_half_a_minute_costs_no_frame_no_product_and_no_traini
     place: Place, undisturbed: dict[str, bytes], service: str
 ) -> None:
     """Ingest, publication and training are stopped half-way, the server goes, and all three go on without it."""
-    ingested, published, trained = (f"d-{service}-{what}" for what in ("ingest", "publish", "train"))
-    settings = place.settings
-    for name in (published, trained):
-        archive_it(place, name)
-    training = start_training(place, trained)
-    with place.reader(ingested) as frames, place.reader(published) as products:
-        ingest, publication = chaos.ingest_everything(settings, ingested), chaos.nowcast_at_the_end(settings, published)
-        (flow,) = eventually(lambda: flow_processes(place.state), 60, "the training's process")
-        moments = {
-            psutil.Process(ingest.pid): lambda: stored(place, ingested, f"archives/{ingested}") > 0,
-            psutil.Process(publication.pid): lambda: stored(place, published, f"{published}/products") > 0,
-            flow: lambda: training.step() >= STEPS - 4,
-        }
-        with chaos.stopped_at(moments, 240) as go_on, away(place, service):
+    work = Work.begin(place, f"d-{service}", train=True)
+    with work.watched() as readers, work.training_stopped() as train_on:
+        commands = work.by_commands()
+        processes = [psutil.Process(command.pid) for command in commands]
+        with work.both_stopped(*processes) as go_on, away(place, service):
+            train_on()
             go_on()
-        chaos.outcome(ingest)
-        chaos.outcome(publication)
-        eventually(lambda: products.products_seen, 30, "the product is seen")
-    assert_whole(place, ingested, frames)
-    assert products.faults == []
-    assert len(chaos.complete_products(place.domain(published), settings)) == 1
-    assert_trained(place, training, undisturbed)
+        for command in commands:
+            chaos.outcome(command)
+        assert_both(work, *readers)
+    assert_trained(work.training, undisturbed)
 
 
 def test_a_training_killed_alone_and_with_its_worker_goes_on_to_the_same_bits(
@@ -235,46 +208,14 @@ def test_a_training_killed_alone_and_with_its_worker_goes_on_to_the_same_bits(
     training = start_training(place, "e-train")
     training.reaches(2)
     kill_flow(place)
-    eventually(lambda: state_of(place, training.run, "train") != "Running", 120, "the worker has noticed")
+    eventually(lambda: state_of(place.settings, training.run, "train") != "Running", 120, "the worker has noticed")
     training.reaches(6)
     assert read_starts(place.settings, str(training.run.id)).step >= 2
     worker = pid_of(place.settings, "worker")
     psutil.Process(worker).kill()
     kill_flow(place)
-    assert_trained(place, training, undisturbed)
+    assert_trained(training, undisturbed)
     assert read_starts(place.settings, str(training.run.id)).step >= 6
-
-
-def start_training(place: Place, name: str) -> chaos.Training:
-    """A training by the worker, as operations start it; its MLflow run has begun."""
-    deploy_domain(place.settings, place.domain(name))
-    with prefect_client(place.settings) as client:
-        ensure_zombies_crash(client)
-        ensure_trainings_go_on(client)
-    run, tracking = started(place, f"train/{name}", max_steps=STEPS), Tracking(place.settings.tracking_uri)
-
-    def begun() -> str | None:
-        return tracking.find_tagged(experiment_of(name), REQUEST_TAG, str(run.id))
-
-    return chaos.Training(place.settings, name, run, eventually(begun, 240, "the training has begun"))
-
-
-def assert_trained(place: Place, training: chaos.Training, undisturbed: dict[str, bytes]) -> None:
-    """The run ends well, with the same bits as an undisturbed one, and registers one version."""
-    over = ("Completed", "Failed")
-    eventually(lambda: state_of(place, training.run, "train") in over, 400, "the training has ended")
-    assert state_of(place, training.run, "train") == "Completed"
-    assert chaos.parameters(place.settings, training.run_id) == undisturbed
-    (version,) = Tracking(place.settings.tracking_uri).versions(f"{training.name}-earthformer")
-    assert version.run_id == training.run_id
-
-
-def stored(place: Place, name: str, prefix: str) -> int:
-    return chaos.listed(place.domain(name), place.settings, prefix)
-
-
-def state_of(place: Place, run: Any, flow: str = "ingest") -> str:
-    return next(str(seen.state_name) for seen in flow_runs(place.settings, flow) if seen.id == run.id)
 
 
 def kill_flow(place: Place) -> None:

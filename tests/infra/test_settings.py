@@ -68,3 +68,22 @@ def test_an_unknown_domain_lists_the_known_ones(tmp_path: Path) -> None:
 def test_secrets_do_not_show_when_settings_are_printed(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, s3_key="visible-key", s3_secret="hidden-secret", _env_file=None)
     assert "hidden-secret" not in repr(settings)
+
+
+def test_keys_and_region_count_without_an_endpoint_and_what_is_not_set_is_left_out(tmp_path: Path) -> None:
+    own = Settings(home=tmp_path, s3_key="key", s3_secret="secret", s3_region="eu-north-1", _env_file=None)
+    assert own.storage_options("s3://mine/store") == {
+        "key": "key",
+        "secret": "secret",
+        "client_kwargs": {"region_name": "eu-north-1"},
+    }
+    assert Settings(home=tmp_path, _env_file=None).storage_options("s3://mine/store") == {}
+    assert own.storage_options(str(tmp_path)) == {}
+
+
+def test_an_endpoint_comes_with_the_default_region(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, s3_endpoint="http://127.0.0.1:9000", _env_file=None)
+    assert settings.storage_options("s3://mine") == {
+        "endpoint_url": "http://127.0.0.1:9000",
+        "client_kwargs": {"region_name": "us-east-1"},
+    }

@@ -99,6 +99,25 @@ def test_what_was_set_wins_over_what_is_found(tmp_path: Path) -> None:
     assert kept.prefect_url == "http://127.0.0.1:4200/api"
 
 
+def test_a_store_of_the_users_own_on_s3_keeps_its_place_and_keys(tmp_path: Path) -> None:
+    save_state(settings_at(tmp_path), planned(ProcessId.of(os.getpid())))
+    own = settings_at(tmp_path, store="s3://mine", s3_key="key", s3_secret="secret")
+    found = attach(own)
+    assert (found.store, found.s3_endpoint) == ("s3://mine", None)
+    assert found.storage_options("s3://mine") == {"key": "key", "secret": "secret"}
+    assert found.mlflow_uri == "http://127.0.0.1:5000"
+    variables = environment(own)
+    assert (variables["SQUALL_S3_KEY"], variables["SQUALL_S3_SECRET"]) == ("key", "secret")
+    assert "SQUALL_S3_ENDPOINT" not in variables
+
+
+def test_a_store_in_a_folder_stays_there_and_reaches_the_stacks_buckets(tmp_path: Path) -> None:
+    save_state(settings_at(tmp_path), planned(ProcessId.of(os.getpid())))
+    found = attach(settings_at(tmp_path, store=str(tmp_path / "store")))
+    assert (found.store, found.s3_endpoint) == (str(tmp_path / "store"), "http://127.0.0.1:8333")
+    assert found.storage_options("s3://squall")["key"] == load_credentials(found).s3_key
+
+
 def test_the_environment_leads_another_process_to_the_same_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,30 @@ def test_a_download_gives_the_bytes_that_were_registered(tracking: Tracking, tmp
     assert tracking.download("bytes-tiny", only, tmp_path / "out") == folder
 
 
+def stored_value(folder: Path) -> object:
+    return json.loads((folder / "config.json").read_text())["value"]
+
+
+def test_version_1_of_another_server_is_not_taken_for_this_ones(tracking: Tracking, tmp_path: Path) -> None:
+    servers = (tracking, Tracking(f"sqlite:///{tmp_path}/other/mlflow.db"))
+    for value, server in enumerate(servers):
+        with server.run("squall/test/training", "twin") as log:
+            weights = checkpoint(tmp_path / str(value), float(value))
+            server.register("twin-tiny", weights, run_id=log.run_id, signature=SIGNATURE)
+    folders = [server.download("twin-tiny", 1, tmp_path / "out") for server in servers]
+    assert [stored_value(folder) for folder in folders] == [0.0, 1.0]
+
+
+def test_a_model_deleted_and_registered_anew_by_its_run_is_fetched_anew(tracking: Tracking, tmp_path: Path) -> None:
+    with tracking.run("squall/test/training", "anew") as log:
+        for value in (0.0, 1.0):
+            weights = checkpoint(tmp_path / str(value), value)
+            found = tracking.register("anew-tiny", weights, run_id=log.run_id, signature=SIGNATURE)
+            assert found.version == 1
+            assert stored_value(tracking.download("anew-tiny", 1, tmp_path / "out")) == value
+            tracking._client.delete_registered_model("anew-tiny")
+
+
 def test_a_model_nobody_registered_is_missing(tracking: Tracking, tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match="nowhere-earthformer@champion"):
         tracking.download("nowhere-earthformer", "champion", tmp_path)

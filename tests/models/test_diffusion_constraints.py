@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from models.prediff.constraints import AnyConstraint, AverageIntensity, DomainMass, ExceedanceArea
+from models.prediff.constraints import (
+    AnyConstraint,
+    AverageIntensity,
+    DomainMass,
+    ExceedanceArea,
+    parse_constraint,
+)
 from models.prediff.intensity_estimator import (
     AnticipatedIntensity,
     IntensityEstimator,
@@ -26,6 +32,22 @@ def test_a_frames_average_is_that_of_its_observed_cells() -> None:
     assert float(AverageIntensity().values(FRAMES)) == pytest.approx(0.2)
     assert AverageIntensity().values(FRAMES).shape == (1, 1, 1)
     assert AverageIntensity().values(torch.full_like(FRAMES, torch.nan)).isnan().all()
+
+
+def test_intensity_counts_from_a_dry_cell_where_that_is_not_zero() -> None:
+    reflectivity = Transform.of_quantity("equivalent_reflectivity_factor")
+    frames = reflectivity.forward(torch.tensor([-33.0, -33.0, 22.0, torch.nan])).view(1, 1, 2, 2, 1)
+    rule = parse_constraint("average_intensity", reflectivity, no_echo=-33.0)
+    assert float(rule.values(frames)) == pytest.approx(1.0 / 3.0)
+    assert parse_constraint("average_intensity", Transform()) == AverageIntensity()
+
+
+def test_constraints_are_read_from_a_word_and_a_threshold_in_physical_units() -> None:
+    rain, reflectivity = Transform(), Transform.of_quantity("equivalent_reflectivity_factor")
+    assert parse_constraint("exceedance_area:5", rain) == ExceedanceArea.of_physical(5.0, rain)
+    assert parse_constraint("domain_mass", rain) == DomainMass(transform=rain)
+    with pytest.raises(ValueError, match="expected a quantity that adds up"):
+        parse_constraint("domain_mass", reflectivity)
 
 
 def test_the_exceedance_area_is_a_share_of_the_observed_cells_with_the_threshold_itself() -> None:

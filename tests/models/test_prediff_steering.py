@@ -12,6 +12,7 @@ from torch import Tensor
 
 from builders.ensembles import forecaster, tiny_prediff
 from builders.networks import rain_context
+from models.prediff.constraints import AnyConstraint, DomainMass, ExceedanceArea
 from models.prediff.mapping import QuantileMapping
 from models.prediff.steering import steer
 
@@ -74,6 +75,31 @@ def test_more_steps_than_usual_begin_with_the_commands_that_the_usual_steps_foun
         told.forecast(rain_context(4, (16, 16)), 3, seed=3)
         draws.append(seen.count("sampling"))
     assert draws == [2, 3]
+
+
+@pytest.mark.parametrize("constraint", [DomainMass(), ExceedanceArea(threshold=0.1)], ids=lambda one: one.kind)
+def test_members_are_steered_by_any_quantity_of_their_frames(constraint: AnyConstraint) -> None:
+    config, context = tiny_prediff(constraint=constraint), rain_context(4, (16, 16))
+    free, steered = (forecaster(config, intensity=n).forecast(context, 3, members=2, seed=1) for n in (None, 2.0))
+    assert np.isfinite(steered).all()
+    assert not np.array_equal(free, steered)
+    model = forecaster(config, intensity=2.0)
+    targets = model.anticipate(context).member_targets(2.0, range(2), seed=1).numpy()
+    least = 0.01 * config.estimator.scale
+    off = [np.abs(np.log(model.achieved(f).clip(least) / targets.clip(least))).sum() for f in (free, steered)]
+    assert off[1] <= off[0]
+
+
+def test_the_published_guidance_draws_once_and_only_along_a_diffusion() -> None:
+    seen = list[str]()
+    told = {"intensity": 2.0, "guidance": "legacy", "observe": lambda stage, _: seen.append(stage)}
+    context, diffusion = rain_context(4, (16, 16)), tiny_prediff(objective="noise")
+    legacy = forecaster(diffusion, **told).forecast(context, 3, members=2, seed=1)
+    assert seen.count("sampling") == 1
+    free = forecaster(diffusion).forecast(context, 3, members=2, seed=1)
+    assert not np.array_equal(legacy, free)
+    with pytest.raises(ValueError, match="expected calibrated guidance of a flow"):
+        forecaster(tiny_prediff(), **told)
 
 
 def test_a_mapped_ensemble_is_steered_to_what_its_finished_frames_show() -> None:

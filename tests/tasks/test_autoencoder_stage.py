@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from builders.training import SPEC, drifting_rain, write
 from models.prediff.autoencoder import FrameAutoencoder
 from models.prediff.autoencoder_losses import AutoencoderLossConfig, discriminator_loss, generator_loss
+from models.prediff.discriminator import PatchDiscriminator
 from models.prediff.presets import preset, preset_names
 from models.transform import Transform
 from tasks.training.data import TrainingData
@@ -22,6 +23,7 @@ from tasks.training.samples import SampleSource
 from tasks.training.stages import loop
 from tasks.training.stages.autoencoder import AutoencoderStage
 from tasks.training.stages.loop import fit_stage
+from tasks.training.stages.recipes import recipe_of
 from tasks.training.stages.stage import Batch, StageConfig
 
 QUIET = {"progress_bar": False, "accelerator": "cpu", "precision": "32-true"}
@@ -115,6 +117,56 @@ def test_from_then_on_the_losses_are_the_published_ones(data: TrainingData) -> N
     torch.testing.assert_close(
         ours[1], discriminator_loss(published, frames, given, discriminator=judge, step=step).total
     )
+
+
+class Worsening(Watched):
+    """Its absolute error grows with every validation, as texture costs."""
+
+    validated = 0
+
+    def validate(self) -> dict[str, float]:
+        self.validated += 1
+        return {"loss": float(self.validated)}
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 3.0), (None, 1.0)])
+def test_with_a_discriminator_the_newest_weights_are_kept_not_those_of_the_least_error(
+    data: TrainingData, tmp_path: Path, share: float | None, kept: float
+) -> None:
+    config = StageConfig(max_steps=3, val_every=1, **QUIET)  # type: ignore[arg-type]
+    result = fit_stage(Worsening(data, share), config, tmp_path)
+    assert (result.best, result.metrics["loss"]) == (kept, 3.0)
+
+
+class Distance(nn.Module):
+    """A perceptual distance of two everywhere."""
+
+    def forward(self, frames: Tensor, others: Tensor) -> Tensor:
+        return torch.full((len(frames), 1, 1, 1), 2.0)
+
+
+def test_a_perceptual_distance_counts_in_every_cell(data: TrainingData) -> None:
+    plain = Watched(data, None)
+    transform, samples = Transform.of_quantity("rainfall_rate"), SampleSource(data, SPEC)
+    seeing = AutoencoderStage(plain.network, samples, transform, seed=1, batch_size=4, perceptual=Distance())
+    losses = []
+    for stage in (plain, seeing):
+        torch.manual_seed(2)
+        losses.append(float(next(stage.losses(plain.batch(0), 0.5)).detach()))
+    assert losses[1] - losses[0] == pytest.approx(2.0 * 16 * 16, rel=1e-3)
+
+
+def test_published_networks_are_trained_as_published_and_small_ones_quickly() -> None:
+    published, quick = recipe_of("prediff/sevir-lr"), recipe_of("prediff/small-64")
+    assert (published.autoencoder.learning_rate, published.autoencoder.gradient_clip) == (5e-6, 1.0)
+    assert (published.denoiser.weight_decay, published.denoiser.ema_decay, published.denoiser.warmup) == (
+        0.01,
+        0.9999,
+        0.1,
+    )
+    width = PatchDiscriminator(width=published.discriminator_width)
+    assert sum(parameter.numel() for parameter in width.parameters()) == 2_763_585
+    assert quick.stage("denoiser").learning_rate == 1e-3
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])

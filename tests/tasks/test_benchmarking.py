@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders.ensembles import write_prediff
+from builders.ensembles import forecaster, tiny_prediff, write_prediff
 from builders.networks import small_config
 from builders.nowcasts import small_domain, write_archive
 from infra.settings import Domain, Settings
 from infra.tracking import ModelMissing, TensorSignature, Tracking
 from models.checkpoint import save_checkpoint
 from models.configuration import build_network
+from models.prediff.forecaster import PreDiffForecaster
+from models.prediff.mapping import QuantileMapping
 from tasks.benchmarking import EXPERIMENT, EnsembleBenchmark, compare_domain_ensembles
+from tasks.contenders import sampling_variants
 from tasks.learning import sample_data
 from tasks.steering_benchmark import AlignmentBenchmark, compare_domain_intensities
 from tasks.training.data import TrainingData
@@ -119,7 +122,24 @@ def test_steered_members_are_read_off_beside_members_that_are_not(world: tuple[D
     assert set(report.monotone) == {"meadow-prediff/1 2", "meadow-prediff/1 3"}
 
 
+def test_sampler_settings_may_be_compared_as_they_are_drawn() -> None:
+    mapping = QuantileMapping(drawn=(0.0, 1.0), observed=(0.0, 2.0))
+    fitted = forecaster(tiny_prediff(mapping=mapping, spread=1.2))
+    (kept, _), (raw, _) = (
+        sampling_variants({"prediff": fitted}, ["2"], calibrated=calibrated)["prediff 2"]
+        for calibrated in (True, False)
+    )
+    assert isinstance(kept, PreDiffForecaster)
+    assert isinstance(raw, PreDiffForecaster)
+    assert (kept.config.mapping, kept.config.spread, kept.sampling.steps) == (mapping, 1.2, 2)
+    assert (raw.config.mapping, raw.config.spread, raw.sampling.steps) == (None, 1.0, 2)
+
+
 def test_only_what_can_be_steered_is_steered(world: tuple[Domain, Settings, TrainingData]) -> None:
+    with pytest.raises(ValueError, match="expected the guidance calibrated or legacy; got 'firm'"):
+        compare_domain_intensities(*world, AlignmentBenchmark("meadow-prediff/1", guidance="firm"))
+    with pytest.raises(ValueError, match="expected calibrated guidance of a flow"):
+        compare_domain_intensities(*world, AlignmentBenchmark("meadow-prediff/1", windows=1, guidance="legacy"))
     with pytest.raises(ValueError, match="can be steered; got earthformer"):
         compare_domain_intensities(*world, AlignmentBenchmark("earthformer", windows=1))
 

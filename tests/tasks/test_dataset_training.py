@@ -84,6 +84,18 @@ def test_a_training_on_sevir_ends_with_a_verdict_and_a_registered_model(settings
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.slow
+def test_a_training_that_is_tried_again_goes_on_with_the_run_it_began(settings: Settings, tmp_path: Path) -> None:
+    """What a step does whose store or registry was away: the same request asks once more, with the same words."""
+    write_storms(tmp_path / "sevir")
+    domain = load_domain("storms", settings)
+    data = learning.sample_data(domain, settings)
+    first, again = (learning.fit_model(domain, settings, data, max_steps=2, request="flow run 1") for _ in range(2))
+    other = learning.fit_model(domain, settings, data, max_steps=2, request="flow run 2")
+    assert (again.run_id, again.version, again.steps) == (first.run_id, first.version, 2)
+    assert other.run_id != first.run_id
+
+
 def small(preset: str, samples: DatasetSamples) -> ForecasterConfig:
     """The preset's kind of model, thinned to train in a second on the dataset at hand."""
     told = preset_config(preset).model_dump()

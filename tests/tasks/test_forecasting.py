@@ -151,13 +151,17 @@ def test_no_rung_no_forecast_and_every_reason_is_told(domain: Domain, context: C
         run_ladder(context, [], domain, deadline=MINUTE, seed=0)
 
 
-def test_a_model_of_other_cells_and_quantity_is_given_its_own_terms(domain: Domain, context: Context) -> None:
+@pytest.mark.parametrize(("no_echo", "dry"), [(None, -33.0), (0.0, 0.0), (-32.0, -32.0)])
+def test_a_model_of_other_cells_and_quantity_is_given_its_own_terms(
+    domain: Domain, context: Context, no_echo: float | None, dry: float
+) -> None:
     model = Altered(lambda f: f, t_in=3)
-    needs = Needs(3, quantity="equivalent_reflectivity_factor", cell_size_m=4000.0, cadence_s=300.0)
+    quantity = "equivalent_reflectivity_factor"
+    needs = Needs(3, quantity=quantity, cell_size_m=4000.0, cadence_s=300.0, no_echo=no_echo)
     forecast = run_ladder(context, [rung(model, needs)], domain, deadline=MINUTE, seed=0)
     assert model.seen is not None
     assert model.seen.shape == (3, 16, 18)
-    assert np.nanmin(model.seen) == pytest.approx(-33.0)
+    assert np.nanmin(model.seen) == dry
     assert 40 < np.nanmax(model.seen) < 47  # 30 mm h-1 are 46.6 dBZ
     assert "block means of 4 x 4" in forecast.note
     assert "converted" in forecast.note

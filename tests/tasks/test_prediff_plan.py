@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from builders.training import drifting_rain, write
 from infra.settings import Domain, Settings
@@ -80,6 +83,7 @@ def test_a_training_goes_on_with_the_options_that_it_was_told(
         ({"train_windows": 24}, r"windows 24 \(was 400\)"),
         ({"seed": 5}, r"seed 5 \(was 4\)"),
         ({"seed": 0}, r"seed 0 \(was 4\)"),
+        ({"constraint": "domain_mass"}, r"constraint domain_mass \(was average_intensity\)"),
         ({"from_model": "dale-earthformer@champion"}, r"from_model dale-earthformer@champion \(was not given\)"),
     ],
 )
@@ -88,6 +92,37 @@ def test_a_training_that_goes_on_refuses_options_that_could_not_count(
 ) -> None:
     with pytest.raises(ValueError, match=f"as it was told; got {told}"):
         plan_prediff(domain, settings, data, **{"preset": "prediff/tiny", "resume": begun.run_id, **other})
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"constraint": "area"}, "expected average_intensity, domain_mass or exceedance_area:THRESHOLD; got 'area'"),
+        ({"constraint": "exceedance_area"}, "expected average_intensity, domain_mass or exceedance_area:THRESHOLD"),
+        ({"constraint": "domain_mass:3"}, "expected average_intensity, domain_mass or exceedance_area:THRESHOLD"),
+        (
+            {"constraint": "domain_mass", "imported": {"alignment": "published-alignment@challenger"}},
+            "expected average_intensity of an imported alignment network; got domain_mass",
+        ),
+        (
+            {"perceptual": "lpips.safetensors", "imported": {"autoencoder": "published-autoencoder@challenger"}},
+            "expected no perceptual loss of an imported autoencoder",
+        ),
+    ],
+)
+def test_what_members_are_steered_to_and_a_perceptual_loss_are_read_before_anything_is_trained(
+    domain: Domain, settings: Settings, data: TrainingData, asked: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        plan_prediff(domain, settings, data, preset="prediff/tiny", **asked)
+
+
+def test_a_file_that_is_no_perceptual_distance_is_refused(
+    domain: Domain, settings: Settings, data: TrainingData, tmp_path: Path
+) -> None:
+    save_file({"features.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"features\.0\.weight: expected \(64, 3, 3, 3\); got \(1,\)"):
+        plan_prediff(domain, settings, data, preset="prediff/tiny", perceptual=str(tmp_path / "other.safetensors"))
 
 
 def test_a_request_that_is_repeated_goes_on_whatever_it_asks(

@@ -17,6 +17,7 @@ from builders.networks import small_config
 from builders.training import drifting_rain, write
 from infra.settings import Domain, Settings
 from infra.tracking import CHAMPION, TensorSignature, Tracking
+from models.baselines.persistence import Persistence
 from models.checkpoint import save_checkpoint
 from models.configuration import build_network
 from models.forecaster import load_forecaster
@@ -33,11 +34,12 @@ from tasks.prediff_learning import (
     fit_denoiser,
 )
 from tasks.prediff_plan import PreDiffPlan, plan_prediff, read_plan
+from tasks.training.comparability import misfit
 from tasks.training.data import TrainingData
 from tasks.training.resumption import experiment_of, training_folder
 from tasks.training.samples import SampleSource, SampleSpec
 from tasks.training.stages.assembly import measure_scales, start_network
-from tasks.training.stages.denoiser import DenoiserStage, latent_batch
+from tasks.training.stages.denoiser import DenoiserStage, latent_batch, to_device
 from tasks.training.stages.latents import LatentSet, build_latents, choose_windows
 from tasks.training.stages.loop import fit_stage
 from tasks.training.stages.stage import Batch, StageConfig
@@ -239,12 +241,14 @@ def test_a_prediff_is_trained_registered_and_judged(data: TrainingData, tmp_path
             "training": {"event_limit": "2h"},
         }
     )
-    plan = plan_prediff(domain, settings, data, preset="prediff/tiny", max_steps=4, train_windows=24, request="flow-1")
+    told = {"max_steps": 4, "train_windows": 24, "constraint": "exceedance_area:1"}
+    plan = plan_prediff(domain, settings, data, preset="prediff/tiny", request="flow-1", **told)  # type: ignore[arg-type]
     assert plan_prediff(domain, settings, data, preset="prediff/tiny", max_steps=4, request="flow-1") == plan
     results = run_stages(domain, settings, data, plan)
     fitted = assemble_prediff(domain, settings, data, plan, results)
     forecaster = load_forecaster(fitted.checkpoint)
     assert isinstance(forecaster, PreDiffForecaster)
+    assert forecaster.config.constraint.kind == "exceedance_area"
     context = drifting_rain(4)
     members = forecaster.forecast(context, 3, members=3, seed=1)
     assert members.shape == (3, 3, 16, 16)
@@ -268,6 +272,27 @@ def test_a_prediff_is_trained_registered_and_judged(data: TrainingData, tmp_path
     assert (folder / "alignment" / "done.json").exists()
     with pytest.raises(ValueError, match="expected a stage of autoencoder"):
         plan_prediff(domain, settings, data, preset="prediff/tiny", resume=plan.run_id, stage="decoder")
+
+
+def test_a_batch_follows_its_network(data: TrainingData) -> None:
+    moved = to_device({"context": torch.zeros(2)}, torch.nn.Linear(1, 1, device="meta"))
+    assert moved["context"].device.type == "meta"
+
+
+def test_a_model_of_other_cells_cadence_context_or_leads_cannot_be_compared(
+    data: TrainingData, network: PreDiffNetwork
+) -> None:
+    samples = SampleSource(data, SPEC)
+
+    def of(**changes: object) -> PreDiffForecaster:
+        return PreDiffForecaster(network.config.model_copy(update=changes), network)
+
+    assert misfit(of(), samples) is None
+    assert misfit(Persistence(t_out=3), samples) is None
+    assert misfit(of(cadence_s=600), samples) == "trained on rainfall_rate of 1000 m and 600 s"
+    assert misfit(of(cell_size_m=2000.0), samples) == "trained on rainfall_rate of 2000 m and 300 s"
+    assert misfit(of(), SampleSource(data, replace(SPEC, t_in=3))) == "needs 4 frames and forecasts 3"
+    assert misfit(Persistence(t_out=2), samples) == "needs 1 frames and forecasts 2"
 
 
 def champion_earthformer(tracking: Tracking, folder: Path) -> None:

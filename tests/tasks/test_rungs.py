@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -51,8 +54,24 @@ def settings(tmp_path: Path, registry: str) -> Settings:
     return Settings(home=tmp_path / "home", mlflow_uri=registry, _env_file=None)
 
 
-def away(settings: Settings) -> Settings:
-    """The same with a tracking server that does not answer."""
+@contextmanager
+def away(settings: Settings) -> Iterator[None]:
+    """Meanwhile the settings' tracking server cannot answer who is champion."""
+    database = settings.tracking_uri.removeprefix("sqlite:///")
+    _rename_table(database, "registered_model_aliases", "out_of_reach")
+    try:
+        yield
+    finally:
+        _rename_table(database, "out_of_reach", "registered_model_aliases")
+
+
+def _rename_table(database: str, before: str, after: str) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute(f"ALTER TABLE {before} RENAME TO {after}")
+
+
+def elsewhere(settings: Settings) -> Settings:
+    """The same with another tracking server, which does not answer."""
     return settings.model_copy(update={"mlflow_uri": NOBODY})
 
 
@@ -171,15 +190,17 @@ def test_the_last_known_champion_answers_while_the_tracking_server_is_away(
     domain: Domain, settings: Settings, context: Context
 ) -> None:
     known = find_champion(GOOD, "champion", settings)
-    assert find_champion(GOOD, "champion", away(settings)) == known
-    forecast = answer(choose_rungs(domain, away(settings), context), context, domain)
+    with away(settings):
+        assert find_champion(GOOD, "champion", settings) == known
+        forecast = answer(choose_rungs(domain, settings, context), context, domain)
     assert (forecast.rung, forecast.model.version, forecast.skipped) == ("earthformer", known.version, ())
 
 
 def test_the_rank_of_the_last_known_champion_counts_too(domain: Domain, settings: Settings, context: Context) -> None:
     poor = named(domain, "fen")
     first = names(choose_rungs(poor, settings, context))
-    assert names(choose_rungs(poor, away(settings), context)) == first
+    with away(settings):
+        assert names(choose_rungs(poor, settings, context)) == first
 
 
 def test_a_borrowed_champion_answers_too_while_the_tracking_server_is_away(
@@ -187,15 +208,22 @@ def test_a_borrowed_champion_answers_too_while_the_tracking_server_is_away(
 ) -> None:
     borrowing = named(domain, "bog", borrowed=GOOD)
     assert answer(choose_rungs(borrowing, settings, context), context, domain).rung == "earthformer"
-    assert answer(choose_rungs(borrowing, away(settings), context), context, domain).rung == "earthformer"
+    with away(settings):
+        assert answer(choose_rungs(borrowing, settings, context), context, domain).rung == "earthformer"
+
+
+def test_what_another_tracking_server_answered_does_not_count_while_this_one_is_away(settings: Settings) -> None:
+    find_champion(GOOD, "champion", settings)
+    with pytest.raises(TrackingUnavailable, match=NOBODY):
+        find_champion(GOOD, "champion", elsewhere(settings))
 
 
 def test_a_tracking_server_that_was_never_there_costs_the_rung_with_the_reason(
     domain: Domain, settings: Settings, context: Context
 ) -> None:
     with pytest.raises(TrackingUnavailable, match=NOBODY):
-        find_champion(GOOD, "champion", away(settings))
-    forecast = answer(choose_rungs(domain, away(settings), context), context, domain)
+        find_champion(GOOD, "champion", elsewhere(settings))
+    forecast = answer(choose_rungs(domain, elsewhere(settings), context), context, domain)
     assert forecast.rung == "extrapolation"
     assert [skipped.kind for skipped in forecast.skipped] == ["TrackingUnavailable"]
     assert NOBODY in forecast.skipped[0].reason
@@ -217,7 +245,8 @@ def test_weights_gone_from_this_machine_cost_the_rung_while_the_server_is_away(
     domain: Domain, settings: Settings, context: Context, lost: str
 ) -> None:
     (Path(find_champion(GOOD, "champion", settings).folder) / lost).unlink()
-    forecast = answer(choose_rungs(domain, away(settings), context), context, domain)
+    with away(settings):
+        forecast = answer(choose_rungs(domain, settings, context), context, domain)
     assert forecast.rung == "extrapolation"
     assert lost in forecast.skipped[0].reason
 

@@ -1,4 +1,4 @@
-"""Trainings of one deployment follow one another, also when the first one's process is killed."""
+"""Trainings of deployments follow one another on a machine, also when the first one's process is killed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path, _env_file=None)
 
 
-def test_the_first_one_says_nothing_and_another_domain_does_not_wait(settings: Settings) -> None:
+def test_one_that_finds_nobody_says_nothing(settings: Settings) -> None:
     said: list[str] = []
-    with in_turn(settings, "train/hill", said.append), in_turn(settings, "train/dale", said.append):
-        assert said == []
-    with in_turn(settings, "train/hill", said.append):
-        assert said == []
+    for training in ("train/hill", "train/dale"):
+        with in_turn(settings, training, said.append):
+            assert said == []
 
 
 def test_a_turn_is_given_back_by_a_training_that_fails(settings: Settings) -> None:
@@ -52,7 +51,7 @@ def test_the_second_one_waits_says_so_and_begins_when_the_firsts_process_is_kill
         waits.set()
 
     def follow() -> None:
-        with in_turn(settings, "train/hill", say):
+        with in_turn(settings, "train-prediff/dale", say):
             said.append("its turn")
 
     words = [sys.executable, "-c", HOLDER, str(settings.root)]
@@ -68,14 +67,14 @@ def test_the_second_one_waits_says_so_and_begins_when_the_firsts_process_is_kill
         finally:
             first.kill()
         second.join(30)
-    assert said[0].startswith("waiting: another train/hill is running on this machine (")
-    assert said[1:] == ["the other train/hill is over: beginning", "its turn"]
+    assert said[0].startswith("waiting: another training is running on this machine (")
+    assert said[1:] == ["the other training is over: train-prediff/dale begins", "its turn"]
 
 
 def test_runs_of_a_deployment_wait_for_each_other_and_a_command_waits_for_nobody(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = settings.root / "turns" / "train-hill.lock"
+    lock = settings.root / "turns" / "training.lock"
     with steps.in_turn(settings, "train/hill"):
         assert not lock.exists()
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a-deployment")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.prediff.network import PreDiffNetwork
 from models.prediff.schedule import DiffusionSchedule, mix
 from tasks.training.optimisation import decay_groups
-from tasks.training.stages.denoiser import latent_batch, step_generator
+from tasks.training.stages.denoiser import latent_batch, step_generator, to_device
 from tasks.training.stages.latents import LatentSet
 from tasks.training.stages.stage import Batch, StageConfig
 
@@ -61,6 +61,11 @@ class AlignmentStage:
         """The alignment network where it is fixed, so that it is where the estimator is; else None."""
         return self.network.alignment if self.fixed else None
 
+    @property
+    def keeps_newest(self) -> bool:
+        """The best on validation windows."""
+        return False
+
     def optimisers(self, config: StageConfig) -> list[torch.optim.Optimizer]:
         """AdamW over what is trained."""
         return [torch.optim.AdamW(decay_groups(self.parts, config.weight_decay), lr=config.learning_rate)]
@@ -88,7 +93,7 @@ class AlignmentStage:
         """Root mean square error at little noise and over all steps, likelihood of the estimator; "loss" chooses."""
         generator = torch.Generator().manual_seed(self.seed)
         picks = torch.arange(len(self.held_out))
-        batch = self._gather(self.held_out, picks, picks, None)
+        batch = to_device(self._gather(self.held_out, picks, picks, None), self.trained)
         z0 = batch["residual"]
         noise = torch.randn(z0.shape, generator=generator).to(z0)
         clean = torch.zeros(len(z0), dtype=torch.long, device=z0.device)

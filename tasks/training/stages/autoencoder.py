@@ -29,6 +29,7 @@ class AutoencoderStage:
     Attributes:
         discriminator: Judges reconstructions once more than `joins` of the stage is done, by steps or by time (the
             published training counts steps); None: there is none.
+        perceptual: LPIPS distance added to the absolute error with weight 1; None: left out, as published.
     """
 
     name = "autoencoder"
@@ -43,6 +44,7 @@ class AutoencoderStage:
         batch_size: int,
         discriminator_from: float | None = None,
         discriminator_width: int = 16,
+        perceptual: nn.Module | None = None,
     ) -> None:
         if discriminator_from is not None and not 0.0 <= discriminator_from < 1.0:
             raise ValueError(f"expected the discriminator from a share 0..1 of the stage on; got {discriminator_from}")
@@ -53,6 +55,9 @@ class AutoencoderStage:
         if discriminator_from is not None:
             layers = 3 if min(samples.size) >= _WHOLE_PATCHES else 2  # deeper, nothing would be left of a smaller frame
             self.discriminator = PatchDiscriminator(network.config.in_channels, discriminator_width, layers)
+        # Not a helper: its weights are given, and belong in no state.
+        self.perceptual = None if perceptual is None else perceptual.requires_grad_(False)
+        self.config = _LOSSES.model_copy(update={"perceptual_weight": float(perceptual is not None)})
         self._held_out: Tensor | None = None
 
     @property
@@ -64,6 +69,11 @@ class AutoencoderStage:
     def helpers(self) -> nn.Module | None:
         """The discriminator, if any."""
         return self.discriminator
+
+    @property
+    def keeps_newest(self) -> bool:
+        """With a discriminator: it pays for texture with absolute error, which would keep weights it never judged."""
+        return self.discriminator is not None
 
     def optimisers(self, config: StageConfig) -> list[torch.optim.Optimizer]:
         """One for each network, Adam as published (betas 0.5, 0.9)."""
@@ -93,11 +103,20 @@ class AutoencoderStage:
         judge = nn.Identity() if self.discriminator is None else self.discriminator
         step = int(self.joins is not None and done > self.joins)
         last = self.network.last_layer
+        perceptual = None if self.perceptual is None else self.perceptual.to(frames.device)
         yield generator_loss(
-            _LOSSES, frames, given, mean, logvar, discriminator=judge, last_weight=last, step=step
+            self.config,
+            frames,
+            given,
+            mean,
+            logvar,
+            discriminator=judge,
+            last_weight=last,
+            step=step,
+            perceptual=perceptual,
         ).total
         if self.discriminator is not None:
-            yield discriminator_loss(_LOSSES, frames, given, discriminator=judge, step=step).total
+            yield discriminator_loss(self.config, frames, given, discriminator=judge, step=step).total
 
     def validate(self) -> dict[str, float]:
         """Mean absolute ("loss") and root mean square error of reconstructed held-out frames, network space."""

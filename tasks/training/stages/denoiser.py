@@ -41,6 +41,11 @@ class DenoiserStage:
         """The learned variance of every step."""
         return self.objective
 
+    @property
+    def keeps_newest(self) -> bool:
+        """The best on validation windows."""
+        return False
+
     def optimisers(self, config: StageConfig) -> list[torch.optim.Optimizer]:
         """AdamW over the denoiser and the step variances."""
         groups = decay_groups(self.network.denoiser, config.weight_decay)
@@ -66,7 +71,7 @@ class DenoiserStage:
         errors = []
         for first in range(0, len(self.held_out), self.batch_size):
             picks = torch.arange(first, min(first + self.batch_size, len(self.held_out)))
-            batch = latent_batch(self.network, self.held_out, picks, None)
+            batch = to_device(latent_batch(self.network, self.held_out, picks, None), self.trained)
             z0 = batch["residual"]
             noise = torch.randn(z0.shape, generator=generator)
             t = steps[picks % len(steps)].to(z0.device)
@@ -98,6 +103,12 @@ def latent_batch(
         batch["anchor"] = anchor
     batch["residual"] = network.to_residual(network.standardise(future), anchor)
     return batch
+
+
+def to_device(batch: Batch, network: nn.Module) -> dict[str, Tensor]:
+    """A batch where a network is: Lightning moves what it trains on, a validation brings its own."""
+    device = next(network.parameters()).device
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 def _denoise(network: PreDiffNetwork, batch: Batch) -> _Denoise:

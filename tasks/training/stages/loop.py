@@ -151,7 +151,9 @@ class _Conducting(Callback):
         config = pl_module.config
         seed_step(config.seed, self.progress.step)
         pl_module.done = self.share_done()
-        pl_module.rate = learning_rate(pl_module.done, base=config.learning_rate, warmup=config.warmup, floor=0.01)
+        pl_module.rate = learning_rate(
+            pl_module.done, base=config.learning_rate, warmup=config.warmup, floor=config.floor
+        )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Average, log, validate, keep, stop."""
@@ -176,7 +178,7 @@ class _Conducting(Callback):
         self._save(trainer, pl_module)
 
     def validate(self, module: _Module) -> None:
-        """Score the averaged weights on the validation set and keep them where they are the best so far."""
+        """Score the averaged weights on the validation set; keep them where they are the best, or as the stage says."""
         trained = module.stage.trained
         live = {name: value.detach().clone() for name, value in trained.state_dict().items()}
         trained.load_state_dict(self.average.weights)
@@ -188,7 +190,7 @@ class _Conducting(Callback):
         step, loss = self.progress.step, self.metrics["loss"]
         best = self.progress.best_score
         self.progress = replace(self.progress, validated=step)
-        if best is None or -loss > best or best != best:
+        if module.stage.keeps_newest or best is None or -loss > best or best != best:
             self.progress = replace(self.progress, best_score=-loss, best_step=step)
             _write_weights(self.folder / BEST, self.average.weights)
         if self.log_ is not None:

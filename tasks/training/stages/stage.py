@@ -28,6 +28,7 @@ class StageConfig:
         budget: Wall time, resumptions included; None: as long as max_steps takes.
         learning_rate: Peak rate.
         warmup: Share of the stage spent warming up.
+        floor: Rate at the end, as a share of the peak.
         weight_decay: AdamW's.
         gradient_clip: Largest norm of each optimiser's gradient.
         ema_decay: Of the moving average, which is validated and kept.
@@ -44,6 +45,7 @@ class StageConfig:
     budget: timedelta | None = None
     learning_rate: float = 1e-3
     warmup: float = 0.05
+    floor: float = 0.01
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
@@ -73,6 +75,11 @@ class Stage(Protocol):
     def helpers(self) -> nn.Module | None:
         """What is trained beside it and only needed to go on: a discriminator, step variances; None: nothing."""
 
+    @property
+    def keeps_newest(self) -> bool:
+        """Whether the newest averaged weights are kept, not those of the lowest validation loss."""
+        ...
+
     def optimisers(self, config: StageConfig) -> list[torch.optim.Optimizer]:
         """One per loss that `losses` gives."""
         ...
@@ -101,11 +108,11 @@ class StageResult:
 
     Attributes:
         name: Of the stage.
-        weights: File with the averaged weights of the best validation.
+        weights: File with the averaged weights of the best validation, or the newest (`Stage.keeps_newest`).
         steps: Optimiser steps done in all.
         seconds: Time spent in all.
         metrics: The last validation's.
-        best: Lowest validation loss.
+        best: Validation loss of the kept weights.
     """
 
     name: str
