@@ -10,7 +10,7 @@ from flows.conclusion import conclude
 from infra.attachment import running_settings
 from infra.settings import load_domain, parse_duration
 from tasks import steps
-from tasks.prediff_plan import find_begun_plan, read_plan
+from tasks.prediff_plan import read_plan
 
 
 @flow(name="train-prediff", flow_run_name="train {preset} for {domain}", log_prints=True)
@@ -53,7 +53,7 @@ def train_prediff(
     place = load_domain(domain, settings)
     print(f"training {preset} for {domain}: {reason}")
     with steps.in_turn(settings, f"train-prediff/{domain}"):
-        begun = resume or find_begun_plan(settings, domain, steps.flow_run_id())
+        begun = resume or steps.find_begun_plan(settings, domain, steps.flow_run_id())
         if begun is not None:
             told = read_plan(settings, begun).archive_snapshot
             if as_of not in (None, told):

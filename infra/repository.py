@@ -7,6 +7,7 @@ full the axis is; a rebase may only land changes to other chunks (`UseOurs` sile
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,7 @@ _CREATION_SECONDS = 5.0
 _LAYOUT = ("config.yaml", "refs", "snapshots", "manifests", "transactions", "chunks", "overwritten", "repo")
 # Manifest splits in CHUNKS along time: 3.5 days of 5-minute frames, a week of day-chunked metadata.
 _FIELD_SPLIT, _SLOT_SPLIT = 1008, 7
+_NO_TAG = re.compile(r"ref not found|invalid ref name")
 
 
 class RepositoryMissing(LookupError):
@@ -71,7 +73,7 @@ def storage_of(url: str, storage: Mapping[str, object]) -> ic.Storage:
     return ic.s3_storage(
         bucket=parts.netloc,
         prefix=parts.path.strip("/"),
-        region=region or "us-east-1",
+        region=region if region or endpoint is None else "us-east-1",  # AWS: as its environment says
         endpoint_url=endpoint,
         allow_http=str(endpoint or "").startswith("http://"),
         force_path_style=endpoint is not None,
@@ -222,14 +224,31 @@ def session_at(repository: ic.Repository, as_of: str | None) -> ic.Session:
 
     Raises:
         SnapshotMissing: neither a snapshot (any more) nor a tag.
+        OSError: the store cannot be reached.
     """
     if as_of is None:
         return repository.readonly_session("main")
+    # Of a snapshot in a store that is away Icechunk says "not found", too; what it says of a tag tells whether it is.
+    found = _snapshot(repository, as_of) or _tag(repository, as_of) or _snapshot(repository, as_of)
+    if found is None:
+        raise SnapshotMissing(f"expected a snapshot id or a tag of the archive; got {as_of!r}")
+    return found
+
+
+def _snapshot(repository: ic.Repository, name: str) -> ic.Session | None:
     try:
-        return repository.readonly_session(snapshot_id=as_of)
+        return repository.readonly_session(snapshot_id=name)
     except (ic.IcechunkError, ValueError):
-        pass
+        return None
+
+
+def _tag(repository: ic.Repository, name: str) -> ic.Session | None:
     try:
-        return repository.readonly_session(tag=as_of)
-    except (ic.IcechunkError, ValueError) as error:
-        raise SnapshotMissing(f"expected a snapshot id or a tag of the archive; got {as_of!r}") from error
+        return repository.readonly_session(tag=name)
+    except ValueError:
+        return None
+    except ic.IcechunkError as error:
+        said = str(error).strip().splitlines()[0]
+        if _NO_TAG.search(said):
+            return None
+        raise OSError(f"expected an answer about the archive's version {name}; got: {said}") from error

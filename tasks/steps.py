@@ -17,6 +17,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
+from prefect.task_engine import TaskRunTimeoutError
 from prefect.tasks import exponential_backoff
 
 from tasks import benchmarking, cycle, ensemble_gate, learning, prediff_learning, prediff_plan, steering_benchmark
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# A refusal is an answer, not an accident: asking again gives the same one.
-_ANSWERS = (ValueError, LookupError, FrameRejected)
+# A refusal is an answer, not an accident: asking again gives the same one. What took too long would do so again.
+_ANSWERS = (ValueError, LookupError, FrameRejected, TaskRunTimeoutError)
 
 
 def _accidental(step: object, run: object, state: State[Any]) -> bool:
@@ -78,6 +79,7 @@ may_announce_degradation = _step(cycle.may_announce_degradation, retries=_OUTAGE
 may_expire = _step(cycle.may_expire, retries=_OUTAGE, minutes=5, tags={"store"})
 expire = _step(cycle.expire_products_and_snapshots, retries=_OUTAGE, minutes=30, tags={"store"})
 find_begun = _step(resumption.find_begun, retries=_OUTAGE, minutes=5, tags={"registry"})
+find_begun_plan = _step(prediff_plan.find_begun_plan, retries=_OUTAGE, minutes=5, tags={"registry"})
 tag_snapshot = _step(cycle.tag_snapshot, retries=_OUTAGE, minutes=5, tags={"archive"})
 sample_data = _step(learning.sample_data, retries=_OUTAGE, minutes=120, tags={"archive"})
 fit_model = _step(learning.fit_model, retries=_OUTAGE, minutes=7 * 24 * 60, tags={"model", "gpu"})

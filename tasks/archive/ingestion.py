@@ -131,8 +131,9 @@ class _Ingest:
         for group in self._grouped(parcels, batch):
             with self._stage("write"):
                 self._write(group)
-        if self._failures and len(self._failures) == len(wanted):
-            raise next(iter(self._failures.values()))
+        unreachable = [error for error in self._failures.values() if not isinstance(error, FileNotFoundError)]
+        if unreachable and len(self._failures) == len(wanted):
+            raise unreachable[0]
         with self._stage("mark"):
             marked = self._archive.mark(start, min(end, self._now), self._now) if self._archive else ()
         return self._report(len(items), len(items) - len(wanted), len(marked))

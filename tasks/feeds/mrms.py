@@ -29,6 +29,7 @@ Float64 = npt.NDArray[np.float64]
 
 _GZIP = b"\x1f\x8b"
 _BLOCK = 64
+_DAY = re.compile(r"/\d{8}/?$")
 _KEY = re.compile(r"(?:^|/)(?:MRMS_)?(?P<product>\w+)_(?P<level>\d\d\.\d\d)_(?P<stamp>\d{8}-\d{6})\.grib2(?:\.gz)?$")
 
 
@@ -169,7 +170,8 @@ class MrmsFeed:
         product = f"{self.product.name}_{self.product.level}"
         if filesystem.isdir(f"{root}/{region}"):
             return f"{region}/{product}/%Y%m%d"
-        return f"{product}/%Y%m%d" if filesystem.isdir(f"{root}/{product}") else None
+        folders = filesystem.ls(f"{root}/{product}", detail=False) if filesystem.isdir(f"{root}/{product}") else ()
+        return f"{product}/%Y%m%d" if any(map(_DAY.search, folders)) else None
 
     def read(self, item: FrameObject) -> bytes:
         """The bytes of one object."""

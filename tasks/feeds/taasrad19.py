@@ -78,7 +78,8 @@ class Taasrad19Feed:
         """Times (UTC, s) of all frames of all sheets, read once; they travel with the pickled feed.
 
         Raises:
-            FrameRejected: unreadable (no such file), or no list of dates (corrupt).
+            FileNotFoundError: no such list beside the sheets.
+            FrameRejected: no list of dates (corrupt), or oversized.
         """
         name = self.source.options.get("dates", "umap_train_dates.json")
         try:

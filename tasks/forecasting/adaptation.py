@@ -162,8 +162,13 @@ def _reverted(values: Fields, have: str, want: str, needs: Needs, no_echo: float
     if (have, want) == (_CODE, _VIL):
         return sevir_to_vil(np.minimum(values, _LARGEST_CODE))
     if have == want == _DBZ:
-        return _moved(values, needs.no_echo, no_echo)
+        return _moved(values, _higher(needs.no_echo, no_echo), no_echo)
     return np.asarray(values, np.float32)
+
+
+def _higher(dry: float | None, other: float | None) -> float | None:
+    """What is fainter than the domain's own dry cells is dry, however finely the model tells such echoes apart."""
+    return dry if dry is None or other is None else max(dry, other)
 
 
 def _moved(values: Fields, dry: float | None, to: float | None) -> Fields:

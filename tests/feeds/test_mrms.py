@@ -171,6 +171,12 @@ def test_the_bucket_and_its_folder_of_one_region_are_searched_in_the_days_of_the
     assert len(feed(tmp_path / root).read(found[0])) == found[0].size
 
 
+def test_a_folder_named_after_the_product_that_has_no_days_is_searched_whole(tmp_path: Path) -> None:
+    put(tmp_path, "PrecipRate_00.00/MRMS_PrecipRate_00.00_20240506-235840.grib2.gz")
+    (item,) = feed(tmp_path).list(MOMENT, MOMENT)
+    assert item.time == MOMENT
+
+
 def test_a_flat_folder_with_names_from_before_version_12_is_listed(tmp_path: Path) -> None:
     put(tmp_path, f"20240506/{FLAT}")
     (item,) = feed(tmp_path).list(MOMENT, MOMENT)

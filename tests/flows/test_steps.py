@@ -12,6 +12,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from prefect import flow
 from prefect.artifacts import Artifact
+from prefect.states import Failed
+from prefect.task_engine import TaskRunTimeoutError
 
 from builders.nowcasts import small_domain
 from builders.score_rows import score_row
@@ -28,6 +30,13 @@ from tasks.verification.skill_table import tabulate
 @pytest.mark.parametrize("name", ["look_at", "may_announce_degradation", "may_expire"])
 def test_looks_and_claims_are_tried_again_as_often_as_publications(name: str) -> None:
     assert getattr(steps, name).retries == steps.publish_forecast.retries == 5
+
+
+def test_what_took_too_long_is_not_tried_again() -> None:
+    policy = steps.fit_model.retry_condition_fn
+    assert policy is not None
+    for error, again in ((TaskRunTimeoutError(), False), (OSError("reset"), True), (ValueError("refused"), False)):
+        assert policy(steps.fit_model, None, Failed(data=error)) is again
 
 
 @pytest.mark.parametrize("name", ["nowcast", "verify"])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import boto3
+import icechunk
 import pytest
 from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_backend_app
 from werkzeug.serving import make_server
 
 from builders.weed import BUCKET, KEY, SECRET, storage_options
 from infra.objects import ObjectStore, UnsafeStore
-from infra.repository import create_repository, open_repository, storage_of
+from infra.repository import SnapshotMissing, create_repository, open_repository, session_at, storage_of
 from infra.settings import Settings
 
 FIELDS = ("rainfall_rate",)
@@ -81,3 +83,34 @@ def test_a_repository_that_exists_needs_no_proof(safe: dict[str, object], carele
 def test_a_repository_on_aws_is_reached_in_the_region_that_was_set() -> None:
     own = Settings(s3_key="key", s3_secret="secret", s3_region="eu-north-1", _env_file=None)
     assert "region=eu-north-1, endpoint_url=None" in str(storage_of("s3://mine/a", own.storage_options("s3://mine/a")))
+
+
+def test_without_a_region_aws_is_reached_as_its_environment_says() -> None:
+    own = Settings(s3_key="key", s3_secret="secret", _env_file=None)
+    assert "us-east-1" not in str(storage_of("s3://mine/a", own.storage_options("s3://mine/a")))
+
+
+class Flaky:
+    """A repository whose store is away for its next looks, in the words of Icechunk 2."""
+
+    def __init__(self, repository: Any, away: int) -> None:
+        self.repository, self.away = repository, away
+
+    def readonly_session(self, **version: str) -> Any:
+        self.away -= 1
+        if self.away >= 0:
+            said = "snapshot not found: `…`" if "snapshot_id" in version else "error getting object: dispatch failure"
+            raise icechunk.IcechunkError(f"  x {said}\n  | \n  | context:")
+        return self.repository.readonly_session(**version)
+
+
+def test_a_version_that_does_not_exist_is_missing_and_one_in_a_store_that_is_away_is_not(tmp_path: Path) -> None:
+    repository = create_repository(str(tmp_path / "archive"), {}, FIELDS)
+    there = repository.lookup_branch("main")
+    assert session_at(repository, there).snapshot_id == there
+    for name in ("nothing-here", "F10V2NHXFM23ECB5C31G", "no/thing"):
+        with pytest.raises(SnapshotMissing, match=name):
+            session_at(repository, name)
+    with pytest.raises(OSError, match="dispatch failure"):
+        session_at(Flaky(repository, 2), there)
+    assert session_at(Flaky(repository, 1), there).snapshot_id == there

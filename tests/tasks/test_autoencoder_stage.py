@@ -138,6 +138,21 @@ def test_with_a_discriminator_the_newest_weights_are_kept_not_those_of_the_least
     assert (result.best, result.metrics["loss"]) == (kept, 3.0)
 
 
+class Diverging(Watched):
+    """Nothing but NaN after its first validation."""
+
+    validated = 0
+
+    def validate(self) -> dict[str, float]:
+        self.validated += 1
+        return {"loss": 1.0 if self.validated == 1 else float("nan")}
+
+
+def test_weights_that_diverged_are_never_kept_as_the_newest(data: TrainingData, tmp_path: Path) -> None:
+    config = StageConfig(max_steps=3, val_every=1, **QUIET)  # type: ignore[arg-type]
+    assert fit_stage(Diverging(data, 0.5), config, tmp_path).best == 1.0
+
+
 class Distance(nn.Module):
     """A perceptual distance of two everywhere."""
 

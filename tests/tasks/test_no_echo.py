@@ -77,6 +77,8 @@ def test_what_a_model_gives_at_or_below_its_dry_value_is_dry() -> None:
         back = told([0, -4, 0.5], domain, TRENTINO)
         assert back[:2].tolist() == [dry, dry]
         assert back[2] > dry
+    sensitive = Needs(1, quantity=DBZ, no_echo=-33.0)  # its almost dry cells are below the domain's faintest echo
+    assert told([-33, -32.6, -1, 0.5], frames([0] * 4, DBZ, 0.0), sensitive).tolist() == [0, 0, 0, 0.5]
     own = frames([0, 0, 0], DBZ, 0.0)
     assert told([0, -4, 0.5], own, TRENTINO).tolist() == [0, 0, 0.5]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from builders.nowcasts import moving_rain, newest_context, small_domain, write_a
 from builders.tiny_feed import tiny_domain
 from builders.unreachable import store_away
 from infra.settings import RegionSettings, Settings
-from tasks.archive.archive import Archive
+from tasks.archive.archive import Archive, Status
 from tasks.archive.ingestion import IngestReport, ingest
 from tasks.archive.receiving import Job, receive
 from tasks.feeds import Feed, FeedSource, FrameObject, open_feed
@@ -61,12 +61,18 @@ def test_an_object_that_cannot_be_found_just_now_is_no_rejection_and_a_later_run
     feed = open_feed(FeedSource("fmi", str(root), "rainfall_rate", STEP))
     domain = tiny_domain(root, tmp_path / "archive", kind="fmi")
 
-    def run() -> IngestReport:
-        return ingest(feed, domain, times[0], times[1], times[1] + STEP, backfill=True)
+    def run(now: datetime = times[1] + STEP) -> IngestReport:
+        return ingest(feed, domain, times[0], times[1], now, backfill=True)
 
     first = run()
     assert (first.written, first.failed, first.rejected) == (1, (fmi_key(times[1]),), ())
     assert Archive.open(domain.archive.url, {}).rejections(times[0], times[1]) == []
+    again = run(
+        times[1] + timedelta(days=1)
+    )  # all that is asked for: still no accident, and the slot says what is missing
+    assert (again.skipped, again.failed) == (1, first.failed)
+    status = Archive.open(domain.archive.url, {}).read(times[0], times[1])["status"]
+    assert status.values.tolist() == [Status.PRESENT, Status.MISSING]
     (tmp_path / "nowhere").write_bytes(fmi_pgm(fmi_codes(), times[1]))
     later = run()
     assert (later.skipped, later.written, later.failed) == (1, 1, ())

@@ -7,6 +7,7 @@ it would have seen.
 from __future__ import annotations
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -190,7 +191,8 @@ class _Conducting(Callback):
         step, loss = self.progress.step, self.metrics["loss"]
         best = self.progress.best_score
         self.progress = replace(self.progress, validated=step)
-        if module.stage.keeps_newest or best is None or -loss > best or best != best:
+        newest = module.stage.keeps_newest and math.isfinite(loss)
+        if newest or best is None or -loss > best or best != best:
             self.progress = replace(self.progress, best_score=-loss, best_step=step)
             _write_weights(self.folder / BEST, self.average.weights)
         if self.log_ is not None:
