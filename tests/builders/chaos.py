@@ -39,6 +39,7 @@ CADENCE = timedelta(minutes=5)
 FRAMES = 96
 END = START + (FRAMES - 1) * CADENCE
 WEIGHTS = "model.safetensors"
+_SLICE_S = 0.2
 
 # What a reader may meet while the store is away. Anything else is a finding.
 UNREACHABLE = (OSError, BotoCoreError, icechunk.IcechunkError)
@@ -84,10 +85,10 @@ def fill(settings: Settings, domain: Domain) -> None:
         store.write(key, data)
 
 
-def squall(settings: Settings, *words: str) -> subprocess.Popen[bytes]:
+def squall(settings: Settings, *words: str) -> psutil.Popen:
     """A `squall` command against the running stack, as a process of its own (group leader)."""
     home = Settings(home=settings.root, domains=settings.domains, _env_file=None)
-    return subprocess.Popen(
+    return psutil.Popen(
         [sys.executable, "-m", "flows", *words],
         env={**os.environ, **environment(home)},
         stdout=subprocess.PIPE,
@@ -96,12 +97,12 @@ def squall(settings: Settings, *words: str) -> subprocess.Popen[bytes]:
     )
 
 
-def ingest_everything(settings: Settings, name: str) -> subprocess.Popen[bytes]:
+def ingest_everything(settings: Settings, name: str) -> psutil.Popen:
     """The ingest of all frames, under way."""
     return squall(settings, "ingest", name, "--from", START.isoformat(), "--to", END.isoformat(), "--json")
 
 
-def nowcast_at_the_end(settings: Settings, name: str) -> subprocess.Popen[bytes]:
+def nowcast_at_the_end(settings: Settings, name: str) -> psutil.Popen:
     """The nowcast from the newest frames, under way."""
     return squall(settings, "nowcast", name, "--at", END.isoformat(), "--json")
 
@@ -112,7 +113,7 @@ def listed(domain: Domain, settings: Settings, prefix: str) -> int:
     return len(store.list(prefix))
 
 
-def kill_when(process: subprocess.Popen[bytes], moment: Callable[[], bool], after: float = 0.0) -> bool:
+def kill_when(process: psutil.Popen, moment: Callable[[], bool], after: float = 0.0) -> bool:
     """SIGKILL the process and its children `after` seconds past the moment; whether it was still running."""
     while process.poll() is None and not moment():
         time.sleep(0.01)
@@ -126,7 +127,10 @@ def kill_when(process: subprocess.Popen[bytes], moment: Callable[[], bool], afte
 
 @contextmanager
 def stopped_at(moments: Mapping[psutil.Process, Callable[[], bool]], within: float) -> Iterator[Callable[[], None]]:
-    """SIGSTOP each process at its moment; gives what lets all of them go on, as leaving the block does."""
+    """Stop each process at its moment (SIGSTOP); gives what lets all of them go on, as leaving the block does.
+
+    They run in slices and stand still while the moment is looked for, so that none is over before the look is.
+    """
     deadline, stopped = time.monotonic() + within, list[psutil.Process]()
 
     def go_on() -> None:
@@ -137,18 +141,27 @@ def stopped_at(moments: Mapping[psutil.Process, Callable[[], bool]], within: flo
     try:
         while waiting := [process for process in moments if process not in stopped]:
             assert time.monotonic() < deadline, f"not at their moment within {within:.0f} s: {waiting}"
+            time.sleep(_SLICE_S)
             for process in waiting:
-                assert process.status() != psutil.STATUS_ZOMBIE, f"ended before its moment: {process}"
-                if moments[process]():
-                    process.suspend()
-                    stopped.append(process)
-            time.sleep(0.01)
+                process.suspend()
+                stopped.append(process)
+                if not moments[process]():
+                    stopped.remove(process)
+                    process.resume()
+                assert process.status() != psutil.STATUS_ZOMBIE, f"ended before its moment: {said_by(process)}"
         yield go_on
     finally:
         go_on()
 
 
-def outcome(process: subprocess.Popen[bytes], within: float = 180.0) -> str:
+def said_by(process: psutil.Process) -> str:
+    """What an ended process printed, where it is a command of ours."""
+    if not isinstance(process, psutil.Popen):
+        return str(process)
+    return f"exit code {process.wait()}: {process.communicate()[0].decode(errors='replace')[-3000:]}"
+
+
+def outcome(process: psutil.Popen, within: float = 180.0) -> str:
     """What a command printed; it has to succeed."""
     text = process.communicate(timeout=within)[0].decode(errors="replace")
     assert process.returncode == 0, text[-3000:]

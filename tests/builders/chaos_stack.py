@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from subprocess import Popen
 from typing import Any
 
 import psutil
@@ -93,7 +92,7 @@ class Work:
         with self.place.reader(ingested) as frames, self.place.reader(published) as products:
             yield frames, products
 
-    def by_commands(self) -> tuple[Popen[bytes], Popen[bytes]]:
+    def by_commands(self) -> tuple[psutil.Popen, psutil.Popen]:
         ingested, published = self.names
         settings = self.place.settings
         return chaos.ingest_everything(settings, ingested), chaos.nowcast_at_the_end(settings, published)
@@ -115,7 +114,7 @@ class Work:
         steps: dict[psutil.Process, Callable[[], bool]] = {}
         if training is not None:
             steps[process_of(self.place, training.run)] = lambda: training.step() >= STEPS - 4
-        with chaos.stopped_at(steps, 120) as go_on:
+        with chaos.stopped_at(steps, 240) as go_on:
             yield go_on
 
     @contextmanager
@@ -126,7 +125,7 @@ class Work:
             ingest: lambda: stored(self.place, ingested, f"archives/{ingested}") > 0,
             publication: lambda: stored(self.place, published, f"{published}/products") > 0,
         }
-        with chaos.stopped_at(moments, 120) as go_on:
+        with chaos.stopped_at(moments, 240) as go_on:
             yield go_on
 
 
@@ -156,8 +155,13 @@ def state_of(settings: Settings, run: Any, flow: str) -> str:
 def process_of(place: Place, run: Any) -> psutil.Process:
     """The process that runs a flow run, as soon as there is one."""
 
+    def is_it(process: psutil.Process) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return bool(process.environ().get(_RUN) == str(run.id))
+        return False
+
     def found() -> psutil.Process | None:
-        return next((p for p in flow_processes(place.state) if p.environ().get(_RUN) == str(run.id)), None)
+        return next(filter(is_it, flow_processes(place.state)), None)
 
     process: psutil.Process = eventually(found, 90, f"the process of {run.name}")
     return process

@@ -30,7 +30,7 @@ from tasks.cycle import ingest_frames
 from tasks.learning import fit_model, sample_data
 from tasks.training.resumption import read_starts
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow]
+pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(1500)]
 CALM = "e-calm"
 OVER = ("Completed", "Failed", "Crashed")
 NAMES = (
@@ -161,7 +161,7 @@ def test_a_worker_killed_alone_leaves_orphans_that_may_run_beside_their_replacem
             go_on()
             for replacement in work.by_commands():
                 chaos.outcome(replacement)
-        eventually(lambda: pid_of(place.settings, "worker") not in (None, worker), 30, "a new worker")
+        eventually(lambda: pid_of(place.settings, "worker") not in (None, worker), 60, "a new worker")
         for flow, run in runs.items():
             eventually(
                 lambda flow=flow, run=run: state_of(place.settings, run, flow) in OVER, 120, f"the {flow} has ended"
@@ -191,8 +191,7 @@ def test_a_server_away_for_half_a_minute_costs_no_frame_no_product_and_no_traini
     work = Work.begin(place, f"d-{service}", train=True)
     with work.watched() as readers, work.training_stopped() as train_on:
         commands = work.by_commands()
-        processes = [psutil.Process(command.pid) for command in commands]
-        with work.both_stopped(*processes) as go_on, away(place, service):
+        with work.both_stopped(*commands) as go_on, away(place, service):
             train_on()
             go_on()
         for command in commands:

@@ -30,7 +30,7 @@ def test_looks_that_fail_are_told_once_and_the_replay_goes_on(
 ) -> None:
     domain = small_domain(tmp_path)
     (tmp_path / "store" / latest_key(domain.name)).mkdir(parents=True)  # a folder is no pointer
-    began = datetime.now(UTC) - (LAST - START) - timedelta(seconds=87)  # three seconds, two looks, are left
+    began = datetime.now(UTC) - (LAST - START) - timedelta(seconds=84)  # six seconds, three looks, are left
     replay._watch(domain, Settings(home=tmp_path, _env_file=None), Clock(START, began, 1.0, LAST), START, LAST)
     assert capsys.readouterr().out.count("expected the newest product of meadow; got: ") == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -160,6 +161,16 @@ def test_a_bias_is_never_written_to() -> None:
     assert torch.equal(bias, before)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Products are taken as convolutions only then."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_linear_as_a_convolution_equals_the_product() -> None:
     x, weight, bias = (values(*shape).float() for shape in ((3, 40, 64, 32), (16, 32), (16,)))
     assert x.numel() >= 65536

@@ -189,7 +189,7 @@ def test_a_training_killed_at_a_random_step_ends_with_the_bits_of_an_uninterrupt
     chance = np.random.default_rng()
     kills = 0
     for _ in range(2):
-        kills += kill_at(tmp_path, int(chance.integers(1, 45)))
+        kills += kill_at(tmp_path, int(chance.integers(1, 30)))
     assert kills >= 1
     finish = start(tmp_path)
     assert finish.wait(timeout=240) == 0
