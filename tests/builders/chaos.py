@@ -161,7 +161,7 @@ def said_by(process: psutil.Process) -> str:
     return f"exit code {process.wait()}: {process.communicate()[0].decode(errors='replace')[-3000:]}"
 
 
-def outcome(process: psutil.Popen, within: float = 180.0) -> str:
+def outcome(process: psutil.Popen, within: float = 400.0) -> str:
     """What a command printed; it has to succeed."""
     text = process.communicate(timeout=within)[0].decode(errors="replace")
     assert process.returncode == 0, text[-3000:]
@@ -216,7 +216,7 @@ class Training:
 
     def reaches(self, step: int) -> None:
         """Wait until it can go on from there."""
-        eventually(lambda: self.step() >= step, 180, f"step {step}")
+        eventually(lambda: self.step() >= step, 400, f"step {step}")
 
 
 @dataclass

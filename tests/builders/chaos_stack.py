@@ -140,7 +140,7 @@ def start_training(place: Place, name: str) -> chaos.Training:
     def begun() -> str | None:
         return tracking.find_tagged(experiment_of(name), REQUEST_TAG, str(run.id))
 
-    return chaos.Training(place.settings, name, run, eventually(begun, 240, "the training has begun"))
+    return chaos.Training(place.settings, name, run, eventually(begun, 600, "the training has begun"))
 
 
 def stored(place: Place, name: str, prefix: str) -> int:
@@ -163,5 +163,5 @@ def process_of(place: Place, run: Any) -> psutil.Process:
     def found() -> psutil.Process | None:
         return next(filter(is_it, flow_processes(place.state)), None)
 
-    process: psutil.Process = eventually(found, 90, f"the process of {run.name}")
+    process: psutil.Process = eventually(found, 300, f"the process of {run.name}")
     return process

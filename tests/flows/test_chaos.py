@@ -30,7 +30,7 @@ from tasks.cycle import ingest_frames
 from tasks.learning import fit_model, sample_data
 from tasks.training.resumption import read_starts
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(2400)]
 CALM = "e-calm"
 OVER = ("Completed", "Failed", "Crashed")
 NAMES = (
@@ -75,7 +75,7 @@ def assert_whole(place: Place, name: str, reader: chaos.Reader) -> None:
 
 def assert_published(place: Place, name: str, reader: chaos.Reader) -> None:
     """There is one product, and a reader saw it whole or not at all."""
-    eventually(lambda: reader.products_seen, 30, "the product is seen")
+    eventually(lambda: reader.products_seen, 90, "the product is seen")
     assert reader.faults == []
     complete = chaos.complete_products(place.domain(name), place.settings)
     assert reader.products_seen == set(complete)
@@ -92,7 +92,7 @@ def assert_trained(training: chaos.Training | None, undisturbed: dict[str, bytes
     """The run ends well, with the same bits as an undisturbed one, and registers one version."""
     assert training is not None
     over = ("Completed", "Failed")
-    eventually(lambda: state_of(training.settings, training.run, "train") in over, 400, "the training has ended")
+    eventually(lambda: state_of(training.settings, training.run, "train") in over, 600, "the training has ended")
     assert state_of(training.settings, training.run, "train") == "Completed"
     assert chaos.parameters(training.settings, training.run_id) == undisturbed
     (version,) = Tracking(training.settings.tracking_uri).versions(f"{training.name}-earthformer")
@@ -164,7 +164,7 @@ def test_a_worker_killed_alone_leaves_orphans_that_may_run_beside_their_replacem
         eventually(lambda: pid_of(place.settings, "worker") not in (None, worker), 60, "a new worker")
         for flow, run in runs.items():
             eventually(
-                lambda flow=flow, run=run: state_of(place.settings, run, flow) in OVER, 120, f"the {flow} has ended"
+                lambda flow=flow, run=run: state_of(place.settings, run, flow) in OVER, 300, f"the {flow} has ended"
             )
         assert_both(work, *readers)
     assert_trained(work.training, undisturbed)
@@ -207,7 +207,7 @@ def test_a_training_killed_alone_and_with_its_worker_goes_on_to_the_same_bits(
     training = start_training(place, "e-train")
     training.reaches(2)
     kill_flow(place)
-    eventually(lambda: state_of(place.settings, training.run, "train") != "Running", 120, "the worker has noticed")
+    eventually(lambda: state_of(place.settings, training.run, "train") != "Running", 300, "the worker has noticed")
     training.reaches(6)
     assert read_starts(place.settings, str(training.run.id)).step >= 2
     worker = pid_of(place.settings, "worker")
