@@ -132,7 +132,7 @@ def _prefect(settings: Settings, state: StackState, secret: Credentials, base: M
     env = {
         **base,
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": url,
-        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "20",  # locked out for longer, it would be taken for dead
         "PREFECT_SERVER_UI_API_URL": state.prefect_api,
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "15",
     }

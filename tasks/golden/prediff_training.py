@@ -155,11 +155,12 @@ def _gradient_pairs(path: Path, document: Document) -> Pairs:
     gradients = {name: _gradient(parameter) for name, parameter in denoiser.named_parameters()}
     total = document["total_grad_norm_network"]
     yield "norm of all gradients", _norm(gradients.values()), torch.tensor(total)
-    # Gradients that cancel to rounding noise are compared on the scale of the whole.
+    # Gradients that cancel to rounding noise are compared on the scale of the whole; that of their sums, over as many
+    # terms, differs by up to 1e-7 of it with the number of threads.
     for name, golden in document["params"].items():
         ours = gradients[our_name(name, denoiser.config)]
-        for key, value in (("l2", ours.norm()), ("sum", ours.sum())):
-            scale = max(abs(golden[key]), 1e-3 * total)
+        for key, value, share in (("l2", ours.norm(), 1e-3), ("sum", ours.sum(), 2e-3)):
+            scale = max(abs(golden[key]), share * total)
             yield f"{key} of {name}", 1.0 + (value - golden[key]) / scale, torch.tensor(1.0)
 
 

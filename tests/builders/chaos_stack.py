@@ -78,6 +78,7 @@ class Work:
 
     @classmethod
     def begin(cls, place: Place, case: str, *, train: bool = False) -> Work:
+        eventually(lambda: condition_of(place.settings, "prefect") == "healthy", 120, "the server is there")
         for name in (f"{case}-publish", f"{case}-train")[: 1 + train]:
             archive_it(place, name)
         return cls(place, case, start_training(place, f"{case}-train") if train else None)

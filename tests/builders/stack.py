@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from infra import stack
@@ -22,6 +24,7 @@ TESTS = Path(__file__).parents[1]
 @contextmanager
 def running_stack(home: Path, **settings: Any) -> Iterator[tuple[Settings, StackState]]:
     """A stack under `home` whose worker finds the tests' own flows too; gives attached settings and the plan."""
+    let_through(home)
     given = Settings(home=home, _env_file=None, **settings)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(TESTS)
@@ -36,10 +39,27 @@ def running_stack(home: Path, **settings: Any) -> Iterator[tuple[Settings, Stack
             os.environ["PYTHONPATH"] = before
 
 
+def let_through(home: Path) -> None:
+    """Let the account of PostgreSQL, which refuses to run as root, get to `home` through pytest's private folders."""
+    temporary = Path(tempfile.gettempdir()).resolve()
+    for folder in (home, *home.parents):
+        if os.geteuid() == 0 and temporary in folder.resolve().parents:
+            folder.chmod(folder.stat().st_mode | 0o011)
+
+
 def eventually(look: Callable[[], Any], within: float, what: str) -> Any:
-    """The first true result of `look`, polled; fails naming `what` after `within` seconds."""
+    """The first true result of `look`, polled; fails naming `what` after `within` seconds.
+
+    A server that does not answer may be starting again, as the supervisor has it do when it hangs.
+    """
+
+    def seen_now() -> Any:
+        with suppress(httpx.TransportError):
+            return look()
+        return None
+
     deadline = time.monotonic() + within
-    while not (seen := look()):
+    while not (seen := seen_now()):
         assert time.monotonic() < deadline, f"{what}: not within {within:.0f} s"
         time.sleep(0.1)
     return seen

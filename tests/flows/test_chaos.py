@@ -21,7 +21,7 @@ from builders.chaos_stack import (
     start_training,
     state_of,
 )
-from builders.stack import eventually, flow_processes, pid_of, running_stack
+from builders.stack import condition_of, eventually, flow_processes, pid_of, running_stack
 from infra.clock import Clock
 from infra.objects import open_filesystem
 from infra.settings import load_domain
@@ -203,6 +203,7 @@ def test_a_server_away_for_half_a_minute_costs_no_frame_no_product_and_no_traini
 def test_a_training_killed_alone_and_with_its_worker_goes_on_to_the_same_bits(
     place: Place, undisturbed: dict[str, bytes]
 ) -> None:
+    eventually(lambda: condition_of(place.settings, "prefect") == "healthy", 120, "the server is there")
     archive_it(place, "e-train")
     training = start_training(place, "e-train")
     training.reaches(2)
