@@ -44,6 +44,7 @@ def train(
         seed: Of order, draws and initial weights; default: 0.
         reason: Why this training was started.
     """
+    steps.give_way()
     settings = running_settings()
     place = load_domain(domain, settings)
     if resume is not None:

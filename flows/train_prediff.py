@@ -49,6 +49,7 @@ def train_prediff(
         perceptual: File with LPIPS weights, added to the autoencoder's loss; default: left out, as published.
         reason: Why this training was started.
     """
+    steps.give_way()
     settings = running_settings()
     place = load_domain(domain, settings)
     print(f"training {preset} for {domain}: {reason}")

@@ -20,6 +20,7 @@ from prefect.events import emit_event
 from prefect.task_engine import TaskRunTimeoutError
 from prefect.tasks import exponential_backoff
 
+from infra.processes import lower_priority
 from tasks import benchmarking, cycle, ensemble_gate, learning, prediff_learning, prediff_plan, steering_benchmark
 from tasks.feeds import FrameRejected
 from tasks.training import resumption, turns
@@ -164,6 +165,14 @@ def flow_run_id() -> str | None:
 
     found = flow_run.id
     return str(found) if found else None
+
+
+def give_way() -> None:
+    """Let nowcasts on the same machine go first. What a command started keeps its priority: somebody waits for it."""
+    from prefect.runtime import deployment
+
+    if deployment.id is not None:
+        lower_priority()
 
 
 @contextmanager

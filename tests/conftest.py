@@ -15,3 +15,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before the workers of pytest-xdist start, whose libraries read it as they are imported."""
     if config.getoption("numprocesses", None):
         os.environ.update(OMP_NUM_THREADS="1", SQUALL_THREADS="1")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes are named by their number: compressed ones may differ from worker to worker, which ends pytest-xdist."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None

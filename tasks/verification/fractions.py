@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,22 +91,35 @@ def _sum_field(
         level: (((forecast >= level) & known).view(np.uint8), ((observed >= level) & known).view(np.uint8))
         for level in levels
     }
-    return [_sum_windows(*events[level], known, width) for width, level in product(widths, levels)]
+    weight = known.astype(np.float32)
+    return [_sum_windows(*events[level], weight, width) for width, level in product(widths, levels)]
 
 
 def _sum_windows(
-    forecast: npt.NDArray[np.uint8], observed: npt.NDArray[np.uint8], known: npt.NDArray[np.bool_], width: int
+    forecast: npt.NDArray[np.uint8], observed: npt.NDArray[np.uint8], weight: npt.NDArray[np.float32], width: int
 ) -> tuple[float, float]:
-    """Error and reference of one field; all sums are of whole numbers below 2^53, so nothing is rounded."""
-    ours, theirs = (_window_counts(event, width)[known].astype(np.float64) for event in (forecast, observed))
-    # einsum, not @: a threaded BLAS dot takes 20 times as long once other processes compete for the cores.
-    reference = float(np.einsum("i,i", ours, ours) + np.einsum("i,i", theirs, theirs))
-    return reference - 2 * float(np.einsum("i,i", ours, theirs)), reference
+    """Error and reference of one field; all sums are of whole numbers below 2^53, so nothing is rounded.
+
+    The weight is 1 on known cells and 0 elsewhere: multiplying takes a fraction of the time of picking.
+    """
+    if width == 1:  # a window of one cell counts that cell; there is no event in an unknown one
+        events = np.count_nonzero(forecast) + np.count_nonzero(observed)
+        return float(np.count_nonzero(forecast != observed)), float(events)
+    ours, theirs = (_window_counts(event, width) for event in (forecast, observed))
+    ours *= weight
+    theirs *= weight
+    reference = _dot(ours, ours) + _dot(theirs, theirs)
+    return reference - 2 * _dot(ours, theirs), reference
 
 
-def _window_counts(event: npt.NDArray[np.uint8], width: int) -> npt.NDArray[Any]:
+def _dot(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """Their product summed in float64: with einsum, as a threaded BLAS slows 20 times once cores are contended."""
+    return float(np.einsum("i,i", one.ravel(), other.ravel(), dtype=np.float64))
+
+
+def _window_counts(event: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.float32]:
     import cv2
 
     size = (width, width)
-    counts: npt.NDArray[Any] = cv2.boxFilter(event, cv2.CV_32F, size, normalize=False, borderType=cv2.BORDER_CONSTANT)
-    return counts
+    counts = cv2.boxFilter(event, cv2.CV_32F, size, normalize=False, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(counts, np.float32)
