@@ -22,7 +22,7 @@ demo: install
 
 # One process per core, whole files to each, in the order of the files: those with a stack of their own come early.
 test: install
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20
 
 check: install
 	$(BIN)/ruff check .

@@ -44,8 +44,8 @@ def train(
         seed: Of order, draws and initial weights; default: 0.
         reason: Why this training was started.
     """
-    steps.give_way()
     settings = running_settings()
+    steps.give_way(settings)
     place = load_domain(domain, settings)
     if resume is not None:
         asked = {"preset": preset, "from_model": from_model, "max_steps": max_steps, "seed": seed}

@@ -49,8 +49,8 @@ def train_prediff(
         perceptual: File with LPIPS weights, added to the autoencoder's loss; default: left out, as published.
         reason: Why this training was started.
     """
-    steps.give_way()
     settings = running_settings()
+    steps.give_way(settings)
     place = load_domain(domain, settings)
     print(f"training {preset} for {domain}: {reason}")
     with steps.in_turn(settings, f"train-prediff/{domain}"):

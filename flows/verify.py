@@ -24,8 +24,8 @@ def verify(domain: str, start: str | None = None, end: str | None = None) -> dic
         start: ISO 8601 UTC: oldest init time; default: of all products still kept.
         end: ISO 8601 UTC: newest init time; default: the domain's clock.
     """
-    steps.give_way()
     settings = running_settings()
+    steps.give_way(settings)
     place = load_domain(domain, settings)
     clock = read_clock(place, settings)
     period = (parse_time(start), parse_time(end))

@@ -19,7 +19,6 @@ import psutil
 
 STACK_MARK = "SQUALL_STACK_ID"
 _LOG_LIMIT = 20 * 2**20
-_LOW_PRIORITY = 10  # about a tenth of a core that others want; the whole of one that is idle
 
 
 @dataclass(frozen=True)
@@ -117,16 +116,18 @@ def stop(processes: Iterable[psutil.Process], grace: float, how: signal.Signals 
     return [process.pid for process in remaining]
 
 
-def lower_priority() -> None:
-    """Let other processes of this machine go first: about a tenth of a core they want, and all that is idle.
+def lower_priority(nice: int) -> None:
+    """Let other processes of this machine go first; at 10 they leave about a tenth of a core that they want too.
 
     Holds for the calling thread and every thread and process it starts from now on. Linux may share the processor among
     sessions before it looks at processes, so a process with a session of its own lowers that too.
     """
-    os.setpriority(os.PRIO_PROCESS, 0, max(_LOW_PRIORITY, os.getpriority(os.PRIO_PROCESS, 0)))
+    if nice <= os.getpriority(os.PRIO_PROCESS, 0):
+        return
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
     if os.getsid(0) == os.getpid():
         with suppress(OSError):  # no such file: this system does not group by session
-            Path("/proc/self/autogroup").write_text(str(_LOW_PRIORITY))
+            Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def port_is_free(port: int) -> bool:

@@ -182,7 +182,10 @@ class Domain(_Frozen):
 
 
 class Settings(BaseSettings):
-    """Everything that is not a domain's: places, addresses, credentials, devices (`SQUALL_*` or `.env`)."""
+    """Everything that is not a domain's: places, addresses, credentials, devices (`SQUALL_*` or `.env`).
+
+    `nice`: by how much verifications and trainings that the server starts give way to nowcasts on their machine.
+    """
 
     model_config = SettingsConfigDict(env_prefix="SQUALL_", env_file=".env", frozen=True, extra="ignore")
 
@@ -200,6 +203,7 @@ class Settings(BaseSettings):
     dask_address: str | None = None
     device: str = "auto"
     threads: int = 2
+    nice: int = Field(default=10, ge=0, le=19)
     stack_database: Literal["auto", "sqlite", "postgres"] = "auto"
     active_domains: tuple[str, ...] = ()
     stack_ports: dict[str, int] = Field(default_factory=dict)

@@ -167,12 +167,12 @@ def flow_run_id() -> str | None:
     return str(found) if found else None
 
 
-def give_way() -> None:
+def give_way(settings: Settings) -> None:
     """Let nowcasts on the same machine go first. What a command started keeps its priority: somebody waits for it."""
     from prefect.runtime import deployment
 
     if deployment.id is not None:
-        lower_priority()
+        lower_priority(settings.nice)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ TESTS = Path(__file__).parents[1]
 def running_stack(home: Path, **settings: Any) -> Iterator[tuple[Settings, StackState]]:
     """A stack under `home` whose worker finds the tests' own flows too; gives attached settings and the plan."""
     let_through(home)
-    given = Settings(home=home, _env_file=None, **settings)
+    given = Settings(home=home, _env_file=None, nice=0, **settings)  # other tests beside it are no nowcasts
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(TESTS)
     try:
